@@ -1,0 +1,90 @@
+# `make help` lists the targets. Everything runs in the environment .venv, which make creates.
+PYTHON ?= python3
+EXECUTE ?=
+NB ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+
+# What decides a notebook's numbers, fixed for every target that runs one (tools/sweep.py varies it).
+export OMP_NUM_THREADS ?= 1
+
+# Whole and from scratch (Sphinx warns only of the pages that it reads again). Warnings are on stderr.
+# $(1) is the folder to build.
+define build
+@rm -rf $(1)/_build/html
+@mkdir -p _build
+@$(BIN)/jupyter-book build --quiet --all -W --keep-going -n $(1) >_build/book.log || { \
+	echo "book: built with warnings or errors, see above (more in _build/book.log)"; exit 1; }
+@$(BIN)/python -c 'import pathlib; print("book:", pathlib.Path("$(1)/_build/html/index.html").resolve().as_uri())'
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help book test sweep faults lab execute constraints clean distclean
+
+help: ## list the targets (default)
+	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '%-20s %s\n' "$$name" "$$text"; done
+	@echo "A Python other than python3: make book PYTHON=/path/to/python3.12"
+
+# --- the environment ---
+# The stamp is written last, so an interrupted installation is taken up again.
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || { \
+		echo "make: the course needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
+		echo "make: name another one, for example: make $(or $(MAKECMDGOALS),book) PYTHON=python3.12"; exit 1; }
+	@rm -f $@
+	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "environment: creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "environment: installing the packages in requirements.txt, some minutes (log: $(VENV)/install.log)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt \
+		>$(VENV)/install.log 2>&1 || { \
+		grep -v '^WARNING' $(VENV)/install.log | tail -n 15; \
+		echo "environment: the installation failed; the whole log is $(VENV)/install.log"; exit 1; }
+	@touch $@
+
+# --- the reader's targets ---
+book: $(STAMP) ## build the book and print its address; EXECUTE=1 runs every notebook here first
+ifeq ($(EXECUTE),)
+	$(call build,.)
+else
+	@rm -rf _build/executed
+	@COURSE_CLAIMS=report $(BIN)/python tools/execute.py --copy-to _build/executed
+	$(call build,_build/executed)
+endif
+
+lab: $(STAMP) ## open the chapters in JupyterLab
+	@COURSE_CLAIMS=report $(BIN)/jupyter lab book
+
+# --- the checks ---
+# Every part runs, whatever the part before it said; one failure fails the target. The notebooks run
+# one after the other, since some of them measure time.
+test: $(STAMP) ## build the book, test course_lib and the pages, verify every notebook
+	@sh tools/browser.sh $(BIN)/python
+	@failed=; export COURSE_CLAIMS=strict; \
+	echo "== the book"; $(MAKE) --no-print-directory book EXECUTE= || failed="$$failed book"; \
+	echo "== the tests"; $(BIN)/python -m pytest -q -n 2 --dist loadfile tests || failed="$$failed tests"; \
+	echo "== the notebooks"; $(BIN)/python -m pytest -q book || failed="$$failed notebooks"; \
+	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed"; exit 1; fi; \
+	echo "make test: the book, the tests and the notebooks passed"
+
+sweep: $(STAMP) ## verify every notebook under other seeds, threads, instructions and data
+	@$(BIN)/python tools/sweep.py
+
+faults: $(STAMP) ## break course_lib in many small ways: a test must notice each
+	@$(BIN)/python tools/faults.py
+
+# --- the authors' targets ---
+execute: $(STAMP) ## run notebooks and store their outputs; one only: NB=book/NAME.ipynb
+	@$(BIN)/python tools/execute.py $(NB)
+
+constraints: $(STAMP) ## write constraints.txt from what is installed (in a fresh environment)
+	@$(BIN)/python tools/constraints.py
+
+clean: ## remove everything that was built
+	rm -rf _build build *.egg-info
+
+distclean: clean ## remove the environment as well
+	rm -rf $(VENV)

@@ -1,0 +1,17 @@
+"""Companion package of the course *Smaller Models, Fewer Joules*.
+
+Small modules, one per idea. The ground: `data`, `models`, `training`, `files`, `intervals`.
+The ruler: `cost`, `timing`, `deploy`. A technique: `pruning`. The story: `report`, `plots`, `checks`.
+Modules load when they are first used, so that `import course_lib` costs nothing.
+"""
+import importlib
+
+__version__ = "0.1.0"
+__all__ = ["checks", "cost", "data", "deploy", "files", "intervals", "models",
+           "plots", "pruning", "report", "timing", "training", "vision"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""What a model costs whatever the machine: parameters, non-zeros, multiply-accumulates.
+
+One multiply-accumulate (MAC) is one `a * b + c`. MACs are counted while the model runs, operation by
+operation, so nothing that runs can be missed: an operation that the table below does not know is an
+error, never a silent zero. Additions of biases, activations, pooling and batch normalisation count
+as free, as is usual. Book: chapter 1, "Multiply-accumulates".
+"""
+import dataclasses
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .training import evaluating
+
+__all__ = ["DeclaresCost", "LayerCost", "layer_costs", "macs", "nonzeros", "parameters"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one layer executes for one example.
+
+    macs:       multiply-accumulates really executed; a zero weight is multiplied like any other.
+    ideal_macs: what hardware that skips zero weights would execute.
+    operands:   data type of the weights that are multiplied, such as "float32".
+    """
+    layer: str
+    macs: int
+    ideal_macs: int
+    operands: str
+
+
+@runtime_checkable
+class DeclaresCost(Protocol):
+    """A layer that knows its own cost, because its arithmetic is not PyTorch's usual one."""
+
+    def cost_per_example(self, *inputs: torch.Tensor) -> LayerCost: ...
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def nonzeros(model: nn.Module) -> int:
+    """Number of parameters that are not zero."""
+    return sum(int(p.count_nonzero()) for p in model.parameters())
+
+
+def macs(model: nn.Module, example: torch.Tensor) -> int:
+    """Multiply-accumulates executed per example; see `layer_costs`."""
+    return sum(row.macs for row in layer_costs(model, example))
+
+
+def layer_costs(model: nn.Module, example: torch.Tensor) -> list[LayerCost]:
+    """Run `model` once and count the multiply-accumulates of each layer, per example.
+
+    Args:   example: input of shape (n, …); the counts are those of one of the n examples.
+    Raises: ValueError for an operation that cannot be counted; the message names it and the layer.
+    Equals: half the figure of torch.utils.flop_counter (which counts × and + apart), where that counts.
+    """
+    counter = _Counter(len(example))
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, inputs, name=name: counter.enter(m, name, inputs)))
+        hooks.append(module.register_forward_hook(lambda m, inputs, output: counter.leave(m), always_call=True))
+    try:
+        with evaluating(model), counter:
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(counter.rows.values())
+
+
+# Elementwise work, data movement, pooling and normalisation: no multiply-accumulates by convention.
+_FREE = set("""relu relu_ threshold hardtanh gelu silu sigmoid tanh softmax log_softmax _softmax _log_softmax add add_ sub
+    mul mul_ div neg exp clamp max_pool2d max_pool2d_with_indices avg_pool2d mean sum amax native_batch_norm
+    _native_batch_norm_legit_no_training cudnn_batch_norm native_layer_norm view _unsafe_view reshape flatten t transpose
+    permute expand squeeze unsqueeze slice select split cat stack clone copy_ detach contiguous _to_copy alias empty
+    zeros_like ones_like native_dropout constant_pad_nd""".split())
+
+
+def _matmul_macs(left: torch.Tensor, right: torch.Tensor) -> int:
+    return left.numel() * right.shape[-1]       # (…, m, k) times (…, k, n): m·k·n each
+
+
+def _linear(args, output):
+    left, right = args
+    return _matmul_macs(left, right), right
+
+
+def _convolution(args, output):
+    inputs, weight, transposed = args[0], args[1], args[6]
+    places = inputs if transposed else output     # every place uses every weight once, times the batch
+    return places.shape[0] * math.prod(places.shape[2:]) * weight.numel(), weight
+
+
+_COUNTED = {"mm": _linear, "bmm": _linear, "addmm": lambda args, output: _linear(args[1:3], output),
+            "baddbmm": lambda args, output: _linear(args[1:3], output), "convolution": _convolution}
+
+
+class _Counter(TorchDispatchMode):
+    """Sees every operation that PyTorch executes, and knows in which layer it happens."""
+
+    def __init__(self, n_examples: int):
+        super().__init__()
+        if n_examples < 1:
+            raise ValueError("need at least one example to run the model on")
+        self.n, self.stack, self.rows, self.declared_by = n_examples, [], {}, None
+
+    def enter(self, module: nn.Module, name: str, inputs: tuple) -> None:
+        self.stack.append(name)
+        if self.declared_by is None and isinstance(module, DeclaresCost):
+            self.declared_by = module
+            self._add(dataclasses.replace(module.cost_per_example(*inputs), layer=name or "(model)"))
+
+    def leave(self, module: nn.Module) -> None:
+        self.stack.pop()
+        if self.declared_by is module:
+            self.declared_by = None
+
+    def _add(self, row: LayerCost) -> None:
+        old = self.rows.get(row.layer)          # a layer that runs twice, or two products in one layer
+        if old is not None:
+            row = LayerCost(row.layer, old.macs + row.macs, old.ideal_macs + row.ideal_macs, row.operands)
+        self.rows[row.layer] = row
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        name = str(function.overloadpacket).removeprefix("aten.")       # another library's "mul" may be anything
+        if self.declared_by is not None or name in _FREE:
+            return output
+        layer = (self.stack[-1] if self.stack else "") or "(model)"
+        if name not in _COUNTED:
+            raise ValueError(f"cannot count the operation {name!r} in layer {layer!r}; a layer with arithmetic "
+                             "of its own must declare it (see course_lib.cost.DeclaresCost)")
+        executed, weight = _COUNTED[name](args, output)
+        ideal = executed * int(weight.count_nonzero()) // max(1, weight.numel())
+        self._add(LayerCost(layer, executed // self.n, ideal // self.n, str(weight.dtype).removeprefix("torch.")))
+        return output

@@ -1,0 +1,73 @@
+"""A model as a file: what must be stored so that it can be loaded again and predicts the same.
+
+The format is safetensors: a header in JSON, then the raw numbers. It cannot run code when it is
+loaded, as a pickled file can. The header also holds the few words from which `models.build` makes
+the network. Book: chapter 1, "Bytes".
+"""
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from . import models
+
+__all__ = ["load", "payload_bytes", "save", "saved_bytes"]
+
+
+def save(model: nn.Module, path: str | Path) -> int:
+    """Write the whole model to one safetensors file and return the file's size in bytes.
+
+    The file appears whole or not at all: it is written beside its place and then moved there.
+    Raises: ValueError if the model does not say how it was built (see `models`).
+    """
+    architecture = getattr(model, "architecture", None)
+    if architecture is None:
+        raise ValueError("the model has no `architecture`: only models made by course_lib.models can be saved whole")
+    path = Path(path)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(descriptor)
+    try:
+        save_file(tensors, partial, metadata={"architecture": json.dumps(architecture)})
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def load(path: str | Path) -> nn.Module:
+    """Build the model described in the file and fill in its numbers; in evaluation mode.
+
+    Raises: FileNotFoundError; ValueError if the file is damaged or was not written by `save`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            architecture = (file.metadata() or {}).get("architecture")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); save the model again") from error
+    if architecture is None:
+        raise ValueError(f"{path} holds no architecture: it was not written by course_lib.files.save")
+    try:
+        model = models.build(json.loads(architecture))
+        model.load_state_dict(tensors, assign=True)        # assign keeps the stored data type
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its architecture and its numbers do not belong together ({error})") from error
+    return model.eval()
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of the model's safetensors file, found by writing one."""
+    with tempfile.TemporaryDirectory() as folder:
+        return save(model, Path(folder, "model.safetensors"))
+
+
+def payload_bytes(model: nn.Module) -> int:
+    """Bytes of the numbers alone; the rest of the file is the container's own overhead."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

@@ -1,0 +1,85 @@
+"""Pictures in one style: they take data, draw on given axes, and never show or train anything.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks and lines differ too. The
+background is white, so that a figure stays readable on a dark page.
+"""
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from . import report
+
+__all__ = ["COLOURS", "estimates", "growth", "images", "pareto", "use_style", "weight_histogram"]
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+
+
+def use_style() -> None:
+    """Set the style of the book for all figures that follow."""
+    plt.rcParams.update({
+        "figure.figsize": (6.4, 3.6), "figure.dpi": 90, "figure.facecolor": "white", "figure.constrained_layout.use": True,
+        "axes.prop_cycle": plt.cycler(color=COLOURS), "axes.grid": True, "axes.spines.top": False,
+        "axes.spines.right": False, "grid.alpha": 0.3, "font.size": 11, "legend.frameon": False, "savefig.facecolor": "white"})
+
+
+def images(split, *, n: int = 10):
+    """The first `n` images with their labels, in one row of axes."""
+    _, axes = plt.subplots(1, n, figsize=(6.4, 1.0))
+    for ax, image, label in zip(axes, split.images, split.labels):
+        ax.imshow(image.mean(0), cmap="gray_r")
+        ax.set_title(int(label), fontsize=10)
+        ax.axis("off")
+    return axes
+
+
+def weight_histogram(weight: torch.Tensor, *, threshold: float | None = None, ax=None, label: str = ""):
+    """How many weights have which value; the band |w| < threshold, which pruning removes, is shaded."""
+    ax = ax or plt.gca()
+    values = weight.detach().float().flatten().numpy()
+    ax.hist(values, bins=100, color=COLOURS[0])
+    if threshold is not None:
+        ax.axvspan(-threshold, threshold, color=COLOURS[1], alpha=0.3, label=f"|w| < {threshold:.3f}")
+        ax.legend(loc="upper right", fontsize=9)
+    ax.set(xlabel="weight", ylabel="number of weights", title=label)
+    return ax
+
+
+def estimates(x, series: dict[str, list], *, ax=None, xlabel: str, ylabel: str):
+    """Curves of `intervals.Estimate`s with their intervals as bars, one curve a name."""
+    ax = ax or plt.gca()
+    for i, (name, points) in enumerate(series.items()):
+        value, low, high = np.array([(p.value, p.low, p.high) for p in points]).T
+        shift = (i - (len(series) - 1) / 2) * 0.004 * (max(x) - min(x))       # so that bars do not hide each other
+        ax.errorbar(np.array(x) + shift, value, yerr=[value - low, high - value], marker="osD^v"[i % 5], markersize=4,
+                    linestyle=["-", "--", ":", "-."][i % 4], capsize=3, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(loc="best", fontsize=9)
+    return ax
+
+
+def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
+    """Accuracy against a cost on a logarithmic axis; the models that none beats are joined by a line."""
+    ax = ax or plt.gca()
+    front = set(report.pareto_front(rows, cost_of))
+    for row in rows:
+        e, best = row.accuracy.interval, row.name in front
+        ax.errorbar(cost_of(row), e.value, yerr=[[e.value - e.low], [e.high - e.value]], capsize=3, marker="o",
+                    color=COLOURS[0], markerfacecolor=COLOURS[0] if best else "white")
+        ax.annotate(row.name, (cost_of(row), e.value), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    line = sorted((cost_of(r), r.accuracy.value) for r in rows if r.name in front)
+    ax.plot(*zip(*line), color=COLOURS[1], linestyle="--", zorder=0, label="no other model is better in both")
+    ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy")
+    ax.margins(x=0.15)
+    ax.legend(loc="lower right", fontsize=9)
+    return ax
+
+
+def growth(year, value, names, *, ylabel: str, ax=None):
+    """Labelled points over years on a logarithmic axis."""
+    ax = ax or plt.gca()
+    ax.semilogy(year, value, "o")
+    for x, y, name in zip(year, value, names):
+        ax.annotate(name, (x, y), xytext=(6, -4), textcoords="offset points", fontsize=9)
+    ax.set(xlabel="year", ylabel=ylabel)
+    ax.margins(x=0.15, y=0.1)
+    return ax

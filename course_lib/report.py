@@ -1,0 +1,157 @@
+"""The ruler: one row per model, every column measured the same way.
+
+`measure` takes all models at once, because latencies mean something only side by side. `compare`
+shows the rows as a table; `pareto_front` says which models no other beats. Book: chapter 1, "The ruler".
+"""
+import copy
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import cost, deploy, files, intervals, timing, training
+from .data import Split
+
+__all__ = ["Comparison", "Latency", "Row", "compare", "format_bytes", "format_estimate", "format_seconds",
+           "measure", "pareto_front"]
+
+ONNX_RUNTIME, EAGER = "ONNX Runtime", "eager PyTorch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Time of one call in one runtime at one batch size, with one thread.
+
+    ratio, cpu_ratio: to the first model, in wall and in CPU time; control: the A/A control of that run;
+    differs: the ratio's interval lies outside both 1 and the control.
+    """
+    seconds: float
+    ratio: intervals.Estimate
+    cpu_ratio: intervals.Estimate
+    control: intervals.Estimate
+    differs: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model on the ruler. `difference` is the accuracy minus that of the first model, paired.
+
+    latency: keyed by (runtime, batch size); joules: not measured yet.
+    """
+    name: str
+    accuracy: training.Accuracy
+    difference: intervals.Estimate
+    file_bytes: int
+    parameters: int
+    nonzeros: int
+    macs: int
+    latency: dict[tuple[str, int], Latency]
+    joules: None = None
+
+
+def measure(models: dict[str, nn.Module], split: Split, *, batches: tuple[int, ...] = (1, 64),
+            runtimes: tuple[str, ...] = (ONNX_RUNTIME,), blocks: int = 30, seed: int = 0) -> list[Row]:
+    """Put models on the ruler, one row each; the first is the reference of every ratio and difference.
+
+    Args:   models: names and models; split: the images to judge them on, at least as many as the largest batch.
+            runtimes: "ONNX Runtime" (the deployed form) and "eager PyTorch"; blocks, seed: see `timing.compare`.
+    Raises: ValueError for an unknown runtime, no model, or too few images.
+    """
+    unknown = set(runtimes) - {ONNX_RUNTIME, EAGER}
+    if not models or unknown or len(split) < max(batches, default=0):
+        raise ValueError(f"need a model, runtimes among {ONNX_RUNTIME!r} and {EAGER!r}, and as many images as the largest "
+                         f"batch; got {list(models)}, {list(runtimes)}, {len(split)} images for {batches=}")
+    predictions = {name: training.predict(model, split.images) for name, model in models.items()}
+    reference = predictions[next(iter(models))]
+    latencies = {name: {} for name in models}
+    for runtime in runtimes:
+        runners = {name: _runner(model, split, runtime) for name, model in models.items()}
+        for batch in batches:
+            images = split.images[:batch]
+            inputs = images.numpy() if runtime == ONNX_RUNTIME else images
+            timed = timing.compare({n: lambda run=run: run(inputs) for n, run in runners.items()}, blocks=blocks, seed=seed,
+                                   until=timing.precise(), max_blocks=5 * blocks)
+            for name in models:
+                latencies[name][runtime, batch] = Latency(
+                    timed.seconds(name), timed.ratio(name), timed.ratio(name, clock="cpu"), timed.control(),
+                    timed.differs(name))
+    return [Row(name, training.Accuracy(int((predictions[name] == split.labels).sum()), len(split)),
+                training.compare_predictions(reference, predictions[name], split.labels), files.saved_bytes(model),
+                cost.parameters(model), cost.nonzeros(model), cost.macs(model, split.images[:1]), latencies[name])
+            for name, model in models.items()]
+
+
+def _runner(model: nn.Module, split: Split, runtime: str):
+    """A function from a batch of images to logits in the given runtime."""
+    if runtime == ONNX_RUNTIME:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            deploy.export_onnx(model, path, split.images[:64])
+            return deploy.load_onnx(path.read_bytes())
+    return torch.no_grad()(copy.deepcopy(model).eval())
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A table of rows that shows itself in a notebook, with the conditions below it."""
+    frame: object
+    caption: str
+
+    def _repr_html_(self) -> str:
+        return f"{self.frame.to_html()}<p>{self.caption}</p>"
+
+    def __repr__(self) -> str:
+        return f"{self.frame.to_string()}\n{self.caption}"
+
+
+def compare(rows: list[Row]) -> Comparison:
+    """Show rows as a table: units, intervals, and the conditions under which they hold."""
+    import pandas as pd
+    first, records, controls = rows[0], {}, {}
+    for row in rows:
+        record = {"accuracy": format_estimate(row.accuracy.interval, "{:.1%}"),
+                  "points to first": "–" if row is first else format_estimate(row.difference, "{:+.1f}", 100),
+                  "file": format_bytes(row.file_bytes), "non-zeros": f"{row.nonzeros:,}", "MACs": f"{row.macs:,}"}
+        for (runtime, batch), latency in row.latency.items():
+            own = "1" if row is first else format_estimate(latency.ratio, "{:.2f}") + ("" if latency.differs else " ≈")
+            record[f"time, {runtime}, batch {batch}"] = f"{own} ({format_seconds(latency.seconds)})"
+            controls[f"{runtime}, batch {batch}"] = format_estimate(latency.control, "{:.2f}")
+        records[row.name] = record
+    caption = (f"Accuracy on {first.accuracy.n:,} test images. Intervals: 95 %. File: safetensors. Time: ratio to "
+               f"“{first.name}” with one thread, and the median time of a call; ≈ means: not to be told from it. "
+               "The first model against itself: " + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
+    return Comparison(pd.DataFrame.from_dict(records, orient="index"), caption)
+
+
+def pareto_front(rows: list[Row], cost_of) -> list[str]:
+    """Names of the rows that no other row beats: none is as accurate and as cheap, and better in one.
+
+    Args: cost_of: from a row to a number, smaller is better, e.g. `lambda row: row.file_bytes`.
+    """
+    def beaten(a: Row, b: Row) -> bool:
+        no_worse = b.accuracy.value >= a.accuracy.value and cost_of(b) <= cost_of(a)
+        return no_worse and (b.accuracy.value > a.accuracy.value or cost_of(b) < cost_of(a))
+    return [a.name for a in rows if not any(beaten(a, b) for b in rows)]
+
+
+def format_bytes(n: int) -> str:
+    """Bytes for people: 1,234 B, 12.3 kB, 1.07 MB (powers of 1000)."""
+    if n < 10_000:
+        return f"{n:,} B"
+    return f"{n / 1e3:.1f} kB" if n < 1_000_000 else f"{n / 1e6:.2f} MB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: 12.3 µs, 1.23 ms, 1.23 s."""
+    for unit, scale in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def format_estimate(e: intervals.Estimate, form: str = "{:.2f}", scale: float = 1) -> str:
+    """A value and its interval for people: 0.37 [0.36, 0.38]."""
+    value, low, high = (form.format(scale * x) for x in (e.value, e.low, e.high))
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,45 @@
+"""Small things that several test modules need."""
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from course_lib import data, models
+
+# Every builder with arguments that make it tiny, and images that are just large enough for all.
+IMAGE_SIZE = 16
+TINY = {"mlp": {"hidden": (5,)}, "lenet_300_100": {}, "lenet5": {}, "cnn": {"widths": (2, 3)},
+        "student": {"widths": (2, 3)}, "resnet": {"width": 2}}
+
+
+def tiny(name: str, *, channels: int = 1, seed: int = 0) -> nn.Module:
+    """A small model of the given builder, with batch statistics that are not the initial ones."""
+    torch.manual_seed(seed)
+    model = models.BUILDERS[name](channels, IMAGE_SIZE, **TINY[name])
+    with torch.no_grad():
+        model.train()(torch.rand(8, channels, IMAGE_SIZE, IMAGE_SIZE))
+    return model.eval()
+
+
+def random_split(n: int = 40, *, channels: int = 1, image_size: int = IMAGE_SIZE, seed: int = 0) -> data.Split:
+    """Noise with labels 0 to 9 in turn: enough to run a loop on, nothing to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    return data.Split(torch.rand(n, channels, image_size, image_size, generator=generator), torch.arange(n) % 10)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of everything that the model stores."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states hold the same names with equal tensors."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run_python(code: str) -> str:
+    """Run code in a fresh interpreter and return what it prints; its traceback fails the test."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
