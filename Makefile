@@ -2,6 +2,7 @@
 PYTHON ?= python3
 EXECUTE ?=
 NB ?=
+OPTIONS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +28,8 @@ help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '%-20s %s\n' "$$name" "$$text"; done
-	@echo "A Python other than python3: make book PYTHON=/path/to/python3.12"
+	@echo "A Python other than python3:  make book PYTHON=python3.12"
+	@echo "Options of the command behind a target:  make sweep OPTIONS='--only 02_pruning_threshold --arm seed1'"
 
 # --- the environment ---
 # The stamp is written last, so an interrupted installation is taken up again.
@@ -56,7 +58,7 @@ else
 endif
 
 lab: $(STAMP) ## open the chapters in JupyterLab
-	@COURSE_CLAIMS=report $(BIN)/jupyter lab book
+	@COURSE_CLAIMS=report $(BIN)/jupyter lab $(OPTIONS) book
 
 # --- the checks ---
 # Every part runs, whatever the part before it said; one failure fails the target. The notebooks run
@@ -71,10 +73,10 @@ test: $(STAMP) ## build the book, test course_lib and the pages, verify every no
 	echo "make test: the book, the tests and the notebooks passed"
 
 sweep: $(STAMP) ## verify every notebook under other seeds, threads, instructions and data
-	@$(BIN)/python tools/sweep.py
+	@$(BIN)/python tools/sweep.py $(OPTIONS)
 
 faults: $(STAMP) ## break course_lib in many small ways: a test must notice each
-	@$(BIN)/python tools/faults.py
+	@$(BIN)/python tools/faults.py $(OPTIONS)
 
 # --- the authors' targets ---
 execute: $(STAMP) ## run notebooks and store their outputs; one only: NB=book/NAME.ipynb

@@ -4,6 +4,7 @@ Book: "How this course is checked".
 """
 import copy
 import os
+import textwrap
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def expect(claim: str, ok: bool, detail: str = "", *, measured: bool = False) ->
     if not isinstance(ok, (bool, np.bool_)):
         raise TypeError(f"ok must be True or False; got {type(ok).__name__}")
     if ok:
-        print(f"✓ {claim}")
+        print(textwrap.fill(f"✓ {claim}", 80, subsequent_indent="  "))
     elif measured and os.environ.get("COURSE_CLAIMS", "strict") == "report":
         print(f"✗ not on this machine: {claim} ({detail})")
     else:
@@ -47,6 +48,8 @@ def check(answer, *, equals=None, like=None, on=(), hint: str, tolerance: float 
             tolerance: allowed difference, relative for numbers beyond 1.
     Raises: WrongAnswer with the hint, and for a function with the input that gave it away.
     """
+    if (equals is None) == (like is None) or not (like is None or on):
+        raise TypeError("a checker needs either `equals` or `like`, and with `like` the inputs `on` to try it on")
     if answer is ...:
         print("not attempted yet")
         return
@@ -69,21 +72,32 @@ def check(answer, *, equals=None, like=None, on=(), hint: str, tolerance: float 
 
 
 def _compare(got, expected, tolerance: float, hint: str, context: str = "") -> None:
-    """Raise WrongAnswer unless `got` has the kind, shape and values of `expected`."""
-    wrong = WrongAnswer(f"not yet: got {_short(got)}.{context} Hint: {hint}")
-    numeric = (int, float, np.number, np.ndarray, torch.Tensor)
-    if isinstance(expected, (bool, str)) or not isinstance(expected, numeric):
-        if type(got) is not type(expected) or got != expected:
-            raise wrong
-        return
-    if not isinstance(got, numeric) or isinstance(got, bool):
-        raise wrong
-    a, b = torch.as_tensor(got), torch.as_tensor(expected)
+    if not _equal(got, expected, tolerance):
+        raise WrongAnswer(f"not yet: got {_short(got)}.{context} Hint: {hint}")
+
+
+def _equal(got, expected, tolerance: float) -> bool:
+    """Whether `got` has the kind, shape and values of `expected`."""
+    if isinstance(expected, torch.nn.Module):
+        return type(got) is type(expected) and _equal(got.state_dict(), expected.state_dict(), tolerance)
+    if isinstance(expected, (list, tuple, dict)):
+        if type(got) is not type(expected) or len(got) != len(expected):
+            return False
+        if isinstance(expected, dict):
+            return got.keys() == expected.keys() and all(_equal(got[k], expected[k], tolerance) for k in expected)
+        return all(_equal(a, b, tolerance) for a, b in zip(got, expected))
+    numeric = (bool, int, float, np.bool_, np.number, np.ndarray, torch.Tensor)
+    if not isinstance(expected, numeric):
+        return type(got) is type(expected) and got == expected
+    if not isinstance(got, numeric):
+        return False
+    try:
+        a, b = (torch.as_tensor(x.copy() if isinstance(x, np.ndarray) else x) for x in (got, expected))
+    except (RuntimeError, TypeError):           # an array of words, say
+        return False
     if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
-        raise wrong
-    a, b = a.double(), b.double()
-    if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
-        raise wrong
+        return False
+    return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _short(value) -> str:

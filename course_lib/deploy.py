@@ -3,9 +3,6 @@
 Training code is rarely what runs on a phone or a server. The file is stripped of comments and
 traces of its making, so that its size is that of the model. Book: chapter 1, "Latency".
 """
-import contextlib
-import io
-import logging
 import os
 import tempfile
 import warnings
@@ -30,8 +27,7 @@ def export_onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> in
     """
     if len(example) < 2:
         raise ValueError(f"pass at least two example images, so that batches can be checked; got {len(example)}")
-    import onnx
-    with evaluating(model), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
+    with evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(model, (example[:2],), dynamo=True, verbose=False, input_names=["images"],
                                     output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -42,9 +38,10 @@ def export_onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> in
         got = torch.from_numpy(run(batch.numpy()))
         if not torch.allclose(got, expected[:len(batch)], rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             raise ValueError(f"the ONNX file disagrees with the model by up to {(got - expected[:len(batch)]).abs().max():.2g}")
-    with tempfile.NamedTemporaryFile(dir=Path(path).parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:      # whole or not at all
+        partial = Path(folder, "model.onnx")
+        partial.write_bytes(content)
+        os.replace(partial, path)
     return len(content)
 
 
@@ -71,14 +68,3 @@ def _stripped(proto):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
     return proto
-
-
-@contextlib.contextmanager
-def _quiet(name: str):
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

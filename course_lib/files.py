@@ -29,13 +29,10 @@ def save(model: nn.Module, path: str | Path) -> int:
         raise ValueError("the model has no `architecture`: only models made by course_lib.models can be saved whole")
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(descriptor)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder, path.name)
         save_file(tensors, partial, metadata={"architecture": json.dumps(architecture)})
         os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return path.stat().st_size
 
 

@@ -19,10 +19,6 @@ class Estimate:
     low: float
     high: float
 
-    def excludes(self, x: float) -> bool:
-        """Whether `x` lies outside the interval."""
-        return x < self.low or x > self.high
-
     def __repr__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 

@@ -19,12 +19,14 @@ def _remembers_its_architecture(builder):
     """Check the arguments of a builder, and note its name and arguments on the model it returns."""
     @functools.wraps(builder)
     def build_and_note(*args, **kwargs):
-        bound = inspect.signature(builder).bind(*args, **kwargs)
+        signature = inspect.signature(builder)
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
-            sizes = value if isinstance(value, (tuple, list)) else [value]
-            if not sizes or not all(type(s) is int and s >= 1 for s in sizes):
-                raise ValueError(f"{name} must hold whole numbers >= 1; got {value!r}")
+            example = signature.parameters[name].default
+            sizes = value if isinstance(example, tuple) else [value]
+            if not isinstance(sizes, (tuple, list)) or not sizes or not all(type(s) is int and s >= 1 for s in sizes):
+                raise ValueError(f"{name} must hold whole numbers >= 1, such as {example!r}; got {value!r}")
         model = builder(*bound.args, **bound.kwargs)
         model.architecture = {"builder": builder.__name__, **bound.arguments}
         return model
@@ -91,6 +93,8 @@ def cnn(channels: int = 1, image_size: int = 28, classes: int = 10, widths: tupl
 
     `widths` are the channel counts of the convolutions: (8, 16) is a small dense baseline.
     """
+    if len(widths) != 2:
+        raise ValueError(f"widths must hold two numbers, one for each convolution; got {widths!r}")
     first, second = widths
     side = _after(image_size, 3, 3)
     return nn.Sequential(nn.Conv2d(channels, first, 3), nn.ReLU(), nn.MaxPool2d(2),

@@ -9,7 +9,7 @@ import torch
 
 from . import report
 
-__all__ = ["COLOURS", "estimates", "growth", "images", "pareto", "use_style", "weight_histogram"]
+__all__ = ["COLOURS", "estimates", "images", "pareto", "use_style", "weight_histogram"]
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
@@ -24,12 +24,12 @@ def use_style() -> None:
 
 def images(split, *, n: int = 10):
     """The first `n` images with their labels, in one row of axes."""
-    _, axes = plt.subplots(1, n, figsize=(6.4, 1.0))
-    for ax, image, label in zip(axes, split.images, split.labels):
-        ax.imshow(image.mean(0), cmap="gray_r")
+    _, axes = plt.subplots(1, min(n, len(split)), figsize=(6.4, 1.0), squeeze=False)
+    for ax, image, label in zip(axes[0], split.images, split.labels):
+        ax.imshow(image.mean(0).numpy(), cmap="gray_r")
         ax.set_title(int(label), fontsize=10)
         ax.axis("off")
-    return axes
+    return axes[0]
 
 
 def weight_histogram(weight: torch.Tensor, *, threshold: float | None = None, ax=None, label: str = ""):
@@ -44,14 +44,14 @@ def weight_histogram(weight: torch.Tensor, *, threshold: float | None = None, ax
     return ax
 
 
-def estimates(x, series: dict[str, list], *, ax=None, xlabel: str, ylabel: str):
-    """Curves of `intervals.Estimate`s with their intervals as bars, one curve a name."""
+def estimates(x, series: dict[str, list], *, xlabel: str, ylabel: str, joined: bool = True, ax=None):
+    """Curves (or, if not `joined`, points) of `intervals.Estimate`s with their intervals as bars."""
     ax = ax or plt.gca()
     for i, (name, points) in enumerate(series.items()):
         value, low, high = np.array([(p.value, p.low, p.high) for p in points]).T
         shift = (i - (len(series) - 1) / 2) * 0.004 * (max(x) - min(x))       # so that bars do not hide each other
         ax.errorbar(np.array(x) + shift, value, yerr=[value - low, high - value], marker="osD^v"[i % 5], markersize=4,
-                    linestyle=["-", "--", ":", "-."][i % 4], capsize=3, label=name)
+                    linestyle=["-", "--", ":", "-."][i % 4] if joined else "none", capsize=3, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(loc="best", fontsize=9)
     return ax
@@ -73,13 +73,3 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
     ax.legend(loc="lower right", fontsize=9)
     return ax
 
-
-def growth(year, value, names, *, ylabel: str, ax=None):
-    """Labelled points over years on a logarithmic axis."""
-    ax = ax or plt.gca()
-    ax.semilogy(year, value, "o")
-    for x, y, name in zip(year, value, names):
-        ax.annotate(name, (x, y), xytext=(6, -4), textcoords="offset points", fontsize=9)
-    ax.set(xlabel="year", ylabel=ylabel)
-    ax.margins(x=0.15, y=0.1)
-    return ax

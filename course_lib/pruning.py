@@ -64,9 +64,9 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises: ValueError if there is none.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1 and p.numel()}
     if not weights:
-        raise ValueError("the model has no weight with two dimensions or more: nothing to prune")
+        raise ValueError("the model has no weight with two dimensions or more, or it is empty: nothing to prune")
     return weights
 
 
@@ -85,6 +85,11 @@ class Masks:
 
     def __init__(self, model: nn.Module):
         self.kept = {name: weight != 0 for name, weight in prunable(model).items()}
+
+    def before_training(self, model: nn.Module) -> None:
+        """Refuse a model whose weights have other names or shapes, with a ValueError."""
+        if {n: w.shape for n, w in prunable(model).items()} != {n: kept.shape for n, kept in self.kept.items()}:
+            raise ValueError("these masks belong to a model with other weights")
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:

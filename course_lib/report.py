@@ -5,6 +5,7 @@ shows the rows as a table; `pareto_front` says which models no other beats. Book
 """
 import copy
 import dataclasses
+import html
 import tempfile
 from pathlib import Path
 
@@ -100,7 +101,10 @@ class Comparison:
     caption: str
 
     def _repr_html_(self) -> str:
-        return f"{self.frame.to_html()}<p>{self.caption}</p>"
+        # Intervals and times on a line of their own keep the table narrow.
+        cells = self.frame.map(_two_lines).rename(columns=_two_lines, index=html.escape)
+        return (f'<div tabindex="0" style="overflow-x: auto; white-space: nowrap">{cells.to_html(escape=False)}</div>'
+                f"<p>{html.escape(self.caption)}</p>")
 
     def __repr__(self) -> str:
         return f"{self.frame.to_string()}\n{self.caption}"
@@ -109,20 +113,32 @@ class Comparison:
 def compare(rows: list[Row]) -> Comparison:
     """Show rows as a table: units, intervals, and the conditions under which they hold."""
     import pandas as pd
+    if not rows:
+        raise ValueError("need at least one row to compare")
     first, records, controls = rows[0], {}, {}
     for row in rows:
-        record = {"accuracy": format_estimate(row.accuracy.interval, "{:.1%}"),
-                  "points to first": "–" if row is first else format_estimate(row.difference, "{:+.1f}", 100),
+        record = {"accuracy, %": format_estimate(row.accuracy.interval, "{:.1f}", 100),
+                  "Δ points": "–" if row is first else format_estimate(row.difference, "{:+.1f}", 100),
                   "file": format_bytes(row.file_bytes), "non-zeros": f"{row.nonzeros:,}", "MACs": f"{row.macs:,}"}
         for (runtime, batch), latency in row.latency.items():
             own = "1" if row is first else format_estimate(latency.ratio, "{:.2f}") + ("" if latency.differs else " ≈")
-            record[f"time, {runtime}, batch {batch}"] = f"{own} ({format_seconds(latency.seconds)})"
+            cpu = "" if row is first else f"; CPU {latency.cpu_ratio.value:.2f}"
+            record[f"time, batch {batch} ({runtime})"] = f"{own} ({format_seconds(latency.seconds)}{cpu})"
             controls[f"{runtime}, batch {batch}"] = format_estimate(latency.control, "{:.2f}")
         records[row.name] = record
-    caption = (f"Accuracy on {first.accuracy.n:,} test images. Intervals: 95 %. File: safetensors. Time: ratio to "
-               f"“{first.name}” with one thread, and the median time of a call; ≈ means: not to be told from it. "
-               "The first model against itself: " + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
-    return Comparison(pd.DataFrame.from_dict(records, orient="index"), caption)
+    frame = pd.DataFrame.from_dict(records, orient="index")
+    caption = (f"Accuracy on {first.accuracy.n:,} test images; Δ: its difference to “{first.name}”. Intervals: 95 %. "
+               "File: safetensors.")
+    if not first.latency:
+        return Comparison(frame, caption)
+    caption += (f" Time: ratio to “{first.name}” with one thread, then the median time of a call and the ratio of CPU times; "
+                "≈ means: not to be told from the first. The first model against itself: "
+                + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
+    return Comparison(frame, caption)
+
+
+def _two_lines(text: str) -> str:
+    return text.replace(" [", "<br>[").replace(" (", "<br>(")
 
 
 def pareto_front(rows: list[Row], cost_of) -> list[str]:
@@ -140,13 +156,13 @@ def format_bytes(n: int) -> str:
     """Bytes for people: 1,234 B, 12.3 kB, 1.07 MB (powers of 1000)."""
     if n < 10_000:
         return f"{n:,} B"
-    return f"{n / 1e3:.1f} kB" if n < 1_000_000 else f"{n / 1e6:.2f} MB"
+    return f"{n / 1e3:.1f} kB" if n < 999_950 else f"{n / 1e6:.2f} MB"
 
 
 def format_seconds(seconds: float) -> str:
     """Seconds for people: 12.3 µs, 1.23 ms, 1.23 s."""
     for unit, scale in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:       # 999.9 µs rounds to 1 ms
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
 

@@ -133,7 +133,6 @@ def _calls_for(function: Callable, sample_seconds: float) -> int:
 def _no_garbage_collection():
     """Python's collector would hit one sample and not its neighbour."""
     was_on = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -33,7 +33,9 @@ def skip(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+# A module's, not the session's: while playwright runs, this thread has an event loop, and in a plain
+# `pytest` the notebooks would find it.
+@pytest.fixture(scope="module")
 def browser():
     """A headless browser driven by playwright: one from PATH, else playwright's own."""
     from playwright.sync_api import Error, sync_playwright

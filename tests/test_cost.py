@@ -149,7 +149,8 @@ UNCOUNTED = {
     "lstm": (nn.LSTM(4, 3, batch_first=True), square),
     "gru with a state": (Calls(lambda self, x: self.layer(x, torch.rand_like(x[:1, :2, :3]))[0],
                                layer=nn.GRU(4, 3, batch_first=True)), square),
-    "multi-head attention": (Calls(lambda self, x: self.layer(x, x, x)[0], layer=nn.MultiheadAttention(4, 2, batch_first=True)), square),
+    "multi-head attention": (Calls(lambda self, x: self.layer(x, x, x)[0],
+                                   layer=nn.MultiheadAttention(4, 2, batch_first=True)), square),
     "attention": (Calls(lambda _, x: F.scaled_dot_product_attention(x, x, x)), square[:, None]),
     "transformer": (nn.TransformerEncoderLayer(4, 2, batch_first=True), square),
     "matrix times vector": (Calls(lambda _, x: x[0] @ x[0, 0]), square),
@@ -177,7 +178,7 @@ def test_an_operation_of_somebody_else_is_not_free_because_of_its_name():
     with torch.library._scoped_library("course_test", "DEF") as library:
         library.define("mul(Tensor a, Tensor b) -> Tensor")
         library.impl("mul", lambda a, b: a @ b, "CPU")
-        with pytest.raises(ValueError, match="cannot count the operation 'mul' in layer"):
+        with pytest.raises(ValueError, match="cannot count the operation 'course_test.mul' in layer"):
             cost.layer_costs(Calls(lambda _, x: torch.ops.course_test.mul(x, x)), torch.rand(3, 3))
 
 

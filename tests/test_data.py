@@ -186,14 +186,18 @@ def test_an_idx_set_keeps_its_test_images_and_gives_a_tenth_to_validation(idx_ro
     assert numbers[2] == {(i, 1) for i in range(10_000)}
 
 
+def link_idx(root: Path, folder: Path) -> Path:
+    """The same set again in another folder, by links, so that a test can replace single files."""
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    for path in (root / "FashionMNIST" / "raw").iterdir():
+        os.link(path, raw / path.name)
+    return raw
+
+
 @pytest.fixture
 def linked_idx(idx_root, tmp_path):
-    """The same set again, by links, so that a test can replace single files."""
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in (idx_root / "FashionMNIST" / "raw").iterdir():
-        os.symlink(path, raw / path.name)
-    return raw
+    return link_idx(idx_root, tmp_path / "FashionMNIST")
 
 
 def replace(path: Path, change) -> None:
@@ -236,7 +240,7 @@ def test_a_missing_idx_file_is_named_with_its_cure(linked_idx, name):
 
 
 def test_mnist_with_other_contents_is_refused_even_where_sizes_and_labels_fit(idx_root, tmp_path):
-    os.symlink(idx_root / "FashionMNIST", tmp_path / "MNIST")
+    link_idx(idx_root, tmp_path / "MNIST")
     with pytest.raises(data.DataError, match="train-images-idx3-ubyte is damaged: its sha256 checksum is wrong"):
         data.load("mnist", root=tmp_path)
 
@@ -351,8 +355,7 @@ def test_a_download_is_moved_into_the_cache_whole_and_used_again(monkeypatch, ca
     def write(folder):
         assert cache in folder.parents and folder.parent != cache       # the same disk, but not the place itself
         times.append(folder)
-        folder.mkdir()
-        os.symlink(idx_root / "FashionMNIST" / "raw", folder / "raw")
+        link_idx(idx_root, folder)
     downloader(monkeypatch, write)
     monkeypatch.setattr(vision.torchvision().datasets.FashionMNIST, "_check_exists", lambda self: True)
     monkeypatch.setattr(vision.torchvision().datasets.FashionMNIST, "_load_data", lambda self: ([], []))

@@ -29,7 +29,7 @@ MEDIAN_LINES = 6
 # A tag that is misspelt does nothing, silently. `nbval-skip` is missing on purpose.
 TAGS = {"nbval-ignore-output", "nbval-check-output", "raises-exception", "nbval-raises-exception",
         "hide-input", "hide-output", "hide-cell", "remove-input", "remove-output", "remove-cell",
-        "checker", "answer", "solution"}
+        "imports", "checker", "answer", "solution"}
 MACHINE_PATH = re.compile(
     r"(?<![\w.-])/(?:home|root|tmp|work|Users|var|opt|private|mnt|usr/lib|usr/local)/\w[\w./-]*"
     r"|[A-Za-z]:\\{1,2}Users\\[^\s\"']*|~/\.\w[\w./-]*|[\w./-]*site-packages[\w./-]*")
@@ -74,12 +74,13 @@ def _metadata(notebook):
 def _execution(code):
     if not code:
         yield "there is no code cell"
+    unexecuted = [str(n) for n, cell in code if cell["source"].strip() and cell["execution_count"] is None]
+    if unexecuted:
+        yield f"not executed, run tools/execute.py: cell {', '.join(unexecuted)}"
     for expected, (n, cell) in enumerate(code, start=1):
         if not cell["source"].strip():
             yield f"cell {n}: an empty code cell"
-        elif cell["execution_count"] is None:
-            yield f"cell {n}: not executed"
-        elif cell["execution_count"] != expected:
+        elif cell["execution_count"] not in (None, expected):
             yield f"cell {n}: execution count {cell['execution_count']} instead of {expected}: not run once from top to bottom"
 
 
@@ -291,7 +292,7 @@ DEFECTS = [
     ("widget state is stored", lambda nb: nb["metadata"].update(widgets={})),
     ("metadata: path of a machine: /home/ada/course", lambda nb: nb["metadata"].update(vscode={"cwd": "/home/ada/course"})),
     ("there is no code cell", lambda nb: nb.update(cells=nb["cells"][:2])),
-    ("cell 3: not executed", _set(2, "execution_count", None)),
+    ("not executed, run tools/execute.py: cell 3", _set(2, "execution_count", None)),
     ("cell 3: execution count 7 instead of 1", _set(2, "execution_count", 7)),
     ("cell 4: execution count 1 instead of 2", _set(3, "execution_count", 1)),
     ("cell 9: an empty code cell", _add_code("  \n")),
@@ -299,7 +300,7 @@ DEFECTS = [
     ("cell 9: a widget is stored", _add_code("bar", outputs=[
         {"output_type": "display_data", "metadata": {}, "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}}])),
     *[(f"cell 9: path of a machine in an output: {path}", _add_code("print(p)", outputs=[_stream(f"saved to {path}\n")]))
-      for path in ("/home/ada/x.pt", "/root/x", "/tmp/abc/model.onnx", "/work/main/book", "/Users/ada/x", "/var/folders/x",
+      for path in ("/home/ada/x.pt", "/root/x", "/tmp/abc/model.onnx", "/work/course/book", "/Users/ada/x", "/var/folders/x",
                    r"C:\Users\ada\x", "~/.cache/course_lib", "/opt/venv/lib/python3.11/site-packages/torch")],
     ("cell 9: path of a machine in an output: /tmp/ipykernel_1/2.py", _add_code("warn()", outputs=[
         {"output_type": "stream", "name": "stderr", "text": "/tmp/ipykernel_1/2.py:1: UserWarning: careful\n"}])),

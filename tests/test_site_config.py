@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -31,11 +32,11 @@ def set_in_config(config: str, key: str, value: str) -> str:
     return changed
 
 
-def build_tiny_book(folder: Path, **settings: str) -> dict[str, list[str]]:
+def build_tiny_book(folder: Path, **settings: str) -> dict[str, BeautifulSoup]:
     """Build a page and a notebook with the course's own settings, warnings as errors.
 
     Args:    folder: where; settings: keys of _config.yml with other values.
-    Returns: the addresses of the links of each page.
+    Returns: the built pages, by name.
     """
     config = CONFIG
     for key, value in settings.items():
@@ -45,8 +46,11 @@ def build_tiny_book(folder: Path, **settings: str) -> dict[str, list[str]]:
     (folder / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters: [{file: book/notebook}]\n")
     (folder / "book" / "intro.md").write_text("# Intro\n\nA page.\n")
     (folder / "book" / "references.bib").write_text("")
+    table = nbformat.v4.new_output("execute_result", execution_count=1, data={
+        "text/plain": "a table", "text/html": '<div style="overflow-x: auto">' + pd.DataFrame({"x": [1]}).to_html() + "</div>"})
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# Notebook\n\nText.")],
+        cells=[nbformat.v4.new_markdown_cell("# Notebook\n\nText."),
+               nbformat.v4.new_code_cell("table", execution_count=1, outputs=[table])],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
                   "language_info": {"name": "python"}})
     nbformat.write(notebook, folder / "book" / "notebook.ipynb")
@@ -56,21 +60,29 @@ def build_tiny_book(folder: Path, **settings: str) -> dict[str, list[str]]:
     assert run.returncode == 0, run.stdout + run.stderr
     html = folder / "_build" / "html"
     assert (html / "_sources" / "book" / "notebook.ipynb").is_file()
-    pages = {name: BeautifulSoup((html / "book" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
-             for name in ("intro", "notebook")}
-    return {name: [tag["href"] for tag in page.find_all("a", href=True)] for name, page in pages.items()}
+    return {name: BeautifulSoup((html / "book" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+            for name in ("intro", "notebook")}
+
+
+def links(page: BeautifulSoup) -> list[str]:
+    return [tag["href"] for tag in page.find_all("a", href=True)]
 
 
 @pytest.fixture(scope="module")
-def links_with_address(tmp_path_factory):
+def pages_with_address(tmp_path_factory):
     return build_tiny_book(tmp_path_factory.mktemp("with_address"), url=ADDRESS)
 
 
 def test_without_an_address_no_page_links_to_a_repository_or_a_service(tmp_path):
-    links = build_tiny_book(tmp_path, url="")
-    everything = "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "_build" / "html" / "book").glob("*.html"))
-    assert not [service for service in SERVICES if service in everything]
-    assert "../_sources/book/notebook.ipynb" in links["notebook"]
+    pages = build_tiny_book(tmp_path, url="")
+    assert not [service for service in SERVICES for page in pages.values() if service in str(page)]
+    assert "../_sources/book/notebook.ipynb" in links(pages["notebook"])
+
+
+def test_tables_in_outputs_can_be_read_without_a_mouse_and_without_a_screen(pages_with_address):
+    table = pages_with_address["notebook"].find("table", "dataframe")
+    assert [tag.get_text() for tag in table.find_all("th")] == ["x", "0"]      # no empty header in the corner
+    assert table.parent["tabindex"] == "0"
 
 
 @pytest.mark.parametrize("expected", [
@@ -82,21 +94,21 @@ def test_without_an_address_no_page_links_to_a_repository_or_a_service(tmp_path)
     ADDRESS,
     f"{ADDRESS}/edit/main/book/notebook.ipynb",
 ])
-def test_the_address_alone_makes_every_link_of_a_notebook(links_with_address, expected):
-    assert expected in links_with_address["notebook"]
+def test_the_address_alone_makes_every_link_of_a_notebook(pages_with_address, expected):
+    assert expected in links(pages_with_address["notebook"])
 
 
-def test_a_page_that_is_no_notebook_gets_source_links_and_no_launch_links(links_with_address):
-    links = links_with_address["intro"]
-    assert ADDRESS in links and f"{ADDRESS}/edit/main/book/intro.md" in links
-    assert any(link.startswith(f"{ADDRESS}/issues/new") for link in links)
-    assert not [link for link in links if "mybinder" in link or "colab" in link or "nbgitpuller" in link]
+def test_a_page_that_is_no_notebook_gets_source_links_and_no_launch_links(pages_with_address):
+    found = links(pages_with_address["intro"])
+    assert ADDRESS in found and f"{ADDRESS}/edit/main/book/intro.md" in found
+    assert any(link.startswith(f"{ADDRESS}/issues/new") for link in found)
+    assert not [link for link in found if "mybinder" in link or "colab" in link or "nbgitpuller" in link]
 
 
 def test_a_class_s_own_hub_is_linked_directly(tmp_path):
-    links = build_tiny_book(tmp_path, url=ADDRESS, jupyterhub_url="https://hub.example")["notebook"]
-    assert [link for link in links if link.startswith("https://hub.example/hub/user-redirect/git-pull?repo=")]
-    assert not [link for link in links if "nbgitpuller" in link]
+    found = links(build_tiny_book(tmp_path, url=ADDRESS, jupyterhub_url="https://hub.example")["notebook"])
+    assert [link for link in found if link.startswith("https://hub.example/hub/user-redirect/git-pull?repo=")]
+    assert not [link for link in found if "nbgitpuller" in link]
 
 
 # --- settings ---
@@ -202,6 +214,13 @@ def test_a_docstring_is_plain_text_with_code(to_rst):
     assert page.get_text().split() == "Keep |w| >= t of 2*n weights_ in Rows. w = w * mask End.".split()
     assert [tag.get_text() for tag in page.find_all("pre")] == ["w = w * mask"]
     assert page.find("span", "docutils literal").get_text() == "Row"
+
+
+def test_the_fields_of_a_class_become_a_list(to_rst):
+    page = rendered(to_rst(["One row.", "", "macs:   multiply-accumulates,", "        executed.", "wall, cpu: seconds.", "", "End."]))
+    assert [" ".join(tag.get_text().split()) for tag in page.find_all("li")] == [
+        "macs: multiply-accumulates, executed.", "wall, cpu: seconds."]
+    assert page.find_all("p")[-1].get_text() == "End."
 
 
 @pytest.mark.parametrize("lines", [

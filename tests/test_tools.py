@@ -166,7 +166,7 @@ class Runs:
 def do_sweep(tool, root, runs, *, arms=("base", "seed1"), **options):
     module, runs.seen = tool("sweep"), []
     chosen = [arm for arm in module.ARMS if arm.name in arms]
-    results = module.sweep(tool("checkout").notebooks(root), chosen, root=root, run=runs, **options)
+    results, _ = module.sweep(tool("checkout").notebooks(root), chosen, root=root, run=runs, **options)
     return {pair: result["outcome"] for pair, result in results.items()}
 
 

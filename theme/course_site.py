@@ -1,8 +1,9 @@
-"""Sphinx extension: everything that needs the repository's address, switched by that one address.
+"""Sphinx extension: what settings alone cannot do.
 
-`repository.url` in _config.yml is the only place where the address stands. Empty: no page links to
-a repository or to a cloud service. Filled in: source, edit and issue links on every page; Binder,
-Colab and JupyterHub on every notebook. The theme alone can't do this: with no address it stops.
+The links made from the repository's address: `repository.url` in _config.yml is the only place where
+it stands. Empty: no page links to a repository or to a cloud service. Filled in: source, edit and
+issue links on every page; Binder, Colab and JupyterHub on every notebook. The theme by itself stops
+with an error where the buttons are wanted and the address is missing.
 """
 from urllib.parse import urlencode
 
@@ -35,6 +36,12 @@ def add_jupyterhub(app, pagename, templatename, context, doctree):
                 "icon": "_static/images/logo_jupyterhub.svg", "url": f"{HUB_LINK_MAKER}?{urlencode(query)}"})
 
 
+def mend_tables(app, pagename, templatename, context, doctree):
+    """Make the empty corner of a pandas table a plain cell: it would be announced as a header."""
+    if "body" in context:
+        context["body"] = context["body"].replace("<th></th>", "<td></td>")
+
+
 def leave_out_thebe(app):
     """Disconnect the "live code" extension that Jupyter Book always loads.
 
@@ -49,4 +56,5 @@ def setup(app):
     leave_out_thebe(app)
     app.connect("config-inited", switch_links)
     app.connect("html-page-context", add_jupyterhub, priority=900)     # after the theme's own buttons
+    app.connect("html-page-context", mend_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

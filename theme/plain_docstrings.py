@@ -1,14 +1,15 @@
 """Sphinx extension: the API page from docstrings that are plain text with `code` in backticks.
 
 A docstring of this course has a first sentence, perhaps more text, and sections that open with
-`Args:`, `Returns:`, `Raises:`, `Example:` or `Source:`. Nothing else in it is markup, so a `*` or a
-`|w|` means itself. An indented block outside a section is shown as it stands.
+`Args:`, `Returns:`, `Raises:`, `Example:` or `Source:`. A paragraph of lines `name: meaning` lists the
+fields of a class. Nothing else in it is markup, so a `*` or a `|w|` means itself. An indented block
+outside a section is shown as it stands.
 """
 import re
 import textwrap
 
 SECTION = re.compile(r"(Args|Returns|Raises|Example|Source):(?:\s+(.*))?$")
-ARGUMENT = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)$")
+NAMED = re.compile(r"(\*{0,2}[a-z_]\w*(?:, \*{0,2}[a-z_]\w*)*): +(.*)$")
 
 
 def escape(text):
@@ -26,11 +27,11 @@ def verbatim(lines):
     return ["", "::", "", *("    " + line for line in lines), ""]
 
 
-def arguments(lines):
-    """One list item an argument; a line that does not open with a name goes on with the item."""
+def items(lines):
+    """One list item a name; a line that does not open with a name goes on with the item."""
     out = []
     for line in lines:
-        named = ARGUMENT.match(line)
+        named = NAMED.match(line)
         out += ["", f"* **{escape(named[1])}**: {escape(named[2])}"] if named else ["  " + escape(line.strip())]
     return out
 
@@ -38,23 +39,28 @@ def arguments(lines):
 def to_rst(lines):
     """Translate the lines of a docstring into reStructuredText."""
     out, rest = [], list(lines)
+
+    def take(belongs):
+        taken = []
+        while rest and belongs(rest[0]):
+            taken.append(rest.pop(0))
+        return taken
+
     while rest:
         line = rest.pop(0)
         section = SECTION.match(line)
-        if not section and not line.startswith(" "):
-            out.append(escape(line))
-            continue
-        block = [] if section else [line]
-        while rest and (rest[0].startswith(" ") or not rest[0].strip()):
-            block.append(rest.pop(0))
-        block = textwrap.dedent("\n".join(block)).strip("\n").split("\n")
         if section:
-            title, block = section[1], [*filter(None, [section[2]]), *filter(None, block)]
-            body = (arguments(block) if title == "Args" else verbatim(block) if title == "Example"
-                    else [escape(b.strip()) for b in block])
-            out += ["", f":{title}:", *("    " + b for b in body), ""]
+            text = textwrap.dedent("\n".join(take(lambda r: r.startswith(" ") or not r))).split("\n")
+            text = [t for t in [section[2], *text] if t]
+            body = (items(text) if section[1] == "Args" else verbatim(text) if section[1] == "Example"
+                    else [escape(t.strip()) for t in text])
+            out += ["", f":{section[1]}:", *("    " + b for b in body), ""]
+        elif line.startswith(" "):
+            out += verbatim(textwrap.dedent("\n".join([line, *take(lambda r: r.startswith(" "))])).split("\n"))
+        elif NAMED.match(line) and out and not out[-1]:        # after a blank line: the fields of a class
+            out += items([line, *take(bool)])
         else:
-            out += verbatim(block)
+            out.append(escape(line))
     return out
 
 

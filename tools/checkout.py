@@ -1,6 +1,7 @@
 """What the tools share: the checkout's folder, copies of it, and running pytest on the side."""
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -72,5 +73,6 @@ def run_pytest(arguments: list[str], *, cwd: Path, env: dict[str, str], report: 
     kinds = [{child.tag for child in case} & {"failure", "error", "skipped"} for case in cases]
     told = [child for tag in ("failure", "error") for case in cases for child in case.iter(tag)]
     headline, message = (told[0].get("message", ""), (told[0].text or "").strip()) if told else ("", "")
+    message = re.sub(r"#x1B\[[\d;]*m", "", message)         # colours, as JUnit XML spells them
     return Outcome(process.returncode, sum(not k for k in kinds), sum("failure" in k for k in kinds),
                    sum("error" in k for k in kinds), sum("skipped" in k for k in kinds), headline, message, output)

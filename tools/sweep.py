@@ -2,11 +2,11 @@
 
     python tools/sweep.py [--only NOTEBOOK] [--arm ARM] [--retry]
 
-Each arm changes one thing against the base setting; `python -m pytest --nbval` says whether the
-notebook's stored text and its claims still hold. Each finished pair of notebook and arm is stored at
-once under _build/sweep/, and is run again only when something that could change it has changed: the
-notebook, the modules of course_lib that it imports, its data tables, the pinned packages. The exit
-code is 1 if any pair failed.
+Each arm changes one thing against the base setting, and nbval says whether the notebook's stored
+text and its claims still hold. Each finished pair of notebook and arm is stored at once under
+_build/sweep/, and is run again only when something that could change it has changed: the notebook,
+the modules of course_lib that it imports, its data tables, the pinned packages. The exit code is 1
+if any pair failed.
 """
 import argparse
 import ast
@@ -22,6 +22,7 @@ from pathlib import Path
 from checkout import ROOT, Outcome, notebooks, run_pytest, write_atomically
 
 PACKAGE = "course_lib"
+IGNORED = "nbval-ignore-output"     # a tag: nbval does not compare this cell's outputs
 # What steers a notebook from outside; an arm starts from none of them.
 STEERING = ("COURSE_DATASET", "COURSE_SEED", "COURSE_CLAIMS", "OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY",
             "ONEDNN_MAX_CPU_ISA")
@@ -129,8 +130,9 @@ def code_of(notebook: dict) -> str:
 def key_of(path: Path, arm: Arm, root: Path) -> str:
     """A digest of all that could change this pair's result."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    cells = [["".join(cell["source"]), cell["metadata"].get("tags", []), [_texts(o) for o in cell["outputs"]]]
-             for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = [["".join(cell["source"]), tags, [_texts(o) for o in cell["outputs"] if IGNORED not in tags]]
+             for cell in notebook["cells"] if cell["cell_type"] == "code"
+             for tags in [cell["metadata"].get("tags", [])]]
     code = code_of(notebook)
     try:
         modules = dependencies(code, root / PACKAGE)
@@ -161,10 +163,10 @@ def run_nbval(path: Path, arm: Arm, root: Path, report: Path) -> Outcome:
 
 
 def sweep(paths: list[Path], arms: list[Arm], *, root: Path = ROOT, retry: bool = False,
-          run: Callable[[Path, Arm, Path, Path], Outcome] = run_nbval) -> dict[tuple[str, str], dict]:
-    """Verify each notebook in each arm, using what is stored; returns results by (notebook, arm).
+          run: Callable[[Path, Arm, Path, Path], Outcome] = run_nbval) -> tuple[dict[tuple[str, str], dict], bool]:
+    """Verify each notebook in each arm, using what is stored.
 
-    Ctrl-C ends it early; the results are those that are finished by then.
+    Returns: the results by (notebook, arm), and whether it came to the end: Ctrl-C stops it early.
     """
     store = root / "_build" / "sweep"
     store.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,8 @@ def sweep(paths: list[Path], arms: list[Arm], *, root: Path = ROOT, retry: bool 
             results[name, arm.name] = result
     except KeyboardInterrupt:
         print("interrupted; what is finished is stored")
-    return results
+        return results, False
+    return results, True
 
 
 def _read(file: Path) -> dict:
@@ -227,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     arms = [arm for arm in ARMS if options.arm in (None, arm.name)]
     if not paths:
         parser.error(f"no such notebook in book/: {options.only}" if options.only else "no notebooks in book/")
-    results = sweep(paths, arms, retry=options.retry)
+    results, complete = sweep(paths, arms, retry=options.retry)
     names = [p.relative_to(ROOT / "book").with_suffix("").as_posix() for p in paths]
     failed = [result for result in results.values() if result["outcome"] != "held"]
     for result in failed:
@@ -235,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n" + table(names, [arm.name for arm in arms], results))
     pairs = len(names) * len(arms)
     print(f"sweep: {len(results) - len(failed)} held, {len(failed)} failed, {pairs - len(results)} not run")
-    return 1 if failed else 0
+    return 1 if failed or not complete else 0
 
 
 if __name__ == "__main__":

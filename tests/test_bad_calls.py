@@ -1,0 +1,169 @@
+"""Bad calls, one a row: what was called, which error it must raise, and what the message must say.
+
+Errors about damaged files are in test_data.py and test_files.py, those of checkers in test_checks.py.
+"""
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from course_lib import checks, cost, data, deploy, files, intervals, models, pruning, report, timing, training
+from helpers import IMAGE_SIZE, random_split, tiny
+
+SPLIT = random_split(12)
+EMPTY = SPLIT.first(0)
+MLP = tiny("mlp")
+FIT = {"epochs": 1, "lr": 0.01}
+THREE = torch.zeros(3, dtype=torch.long)
+
+
+class NoMoment:
+    def __repr__(self):
+        return "NoMoment()"
+
+
+BAD_CALLS = [
+    # data
+    ("an unknown data set", lambda: data.load("imagenet"), ValueError,
+     "unknown data set 'imagenet'; choose one of mnist-5k, mnist, fashion-mnist, kmnist, cifar10"),
+    # models
+    ("a negative width", lambda: models.mlp(hidden=(-3,)), ValueError, 
+     "hidden must hold whole numbers >= 1, such as (128,); got (-3,)"),
+    ("no hidden layer", lambda: models.mlp(hidden=()), ValueError, "such as (128,); got ()"),
+    ("a width that is no whole number", lambda: models.resnet(width=1.5), ValueError,
+     "width must hold whole numbers >= 1, such as 16; got 1.5"),
+    ("no channels", lambda: models.cnn(channels=0), ValueError, "channels must hold whole numbers >= 1, such as 1; got 0"),
+    ("a truth value for a size", lambda: models.student(image_size=True), ValueError,
+     "image_size must hold whole numbers >= 1, such as 28; got True"),
+    ("text for a number", lambda: models.lenet5(classes="ten"), ValueError, "such as 10; got 'ten'"),
+    ("three widths for two convolutions", lambda: models.cnn(widths=(1, 2, 3)), ValueError,
+     "widths must hold two numbers, one for each convolution; got (1, 2, 3)"),
+    ("one number for two widths", lambda: models.cnn(widths=8), ValueError,
+     "widths must hold whole numbers >= 1, such as (32, 64); got 8"),
+    ("a tuple for one number", lambda: models.resnet(width=(8, 8)), ValueError,
+     "width must hold whole numbers >= 1, such as 16; got (8, 8)"),
+    ("an image that vanishes", lambda: models.cnn(image_size=9), ValueError, "image_size is too small: nothing is left"),
+    ("an unknown builder", lambda: models.build({"builder": "vgg"}), ValueError,
+     "unknown builder 'vgg'; choose one of mlp, lenet_300_100"),
+    ("a description without a builder", lambda: models.build({"channels": 1}), ValueError, "unknown builder None"),
+    ("an unknown argument", lambda: models.mlp(depth=3), TypeError, "unexpected keyword argument 'depth'"),
+    # training
+    ("no epochs", lambda: training.fit(MLP, SPLIT, epochs=0, lr=0.1), ValueError, "epochs >= 1, batch_size >= 1, lr > 0"),
+    ("the number of epochs that was passed", lambda: training.fit(MLP, SPLIT, epochs=-2, lr=0.1), ValueError, "epochs=-2"),
+    ("no learning rate", lambda: training.fit(MLP, SPLIT, epochs=1, lr=0.0), ValueError, "lr=0.0"),
+    ("a learning rate that is not a number", lambda: training.fit(MLP, SPLIT, epochs=1, lr=math.nan), ValueError, "lr=nan"),
+    ("an empty batch", lambda: training.fit(MLP, SPLIT, batch_size=0, **FIT), ValueError, "batch_size=0"),
+    ("an unknown rule of what to keep", lambda: training.fit(MLP, SPLIT, SPLIT, keep="first", **FIT), ValueError,
+     "keep='first'"),
+    ("no training images", lambda: training.fit(MLP, EMPTY, **FIT), ValueError, "need training images"),
+    ("the best epoch without validation", lambda: training.fit(MLP, SPLIT, keep="best", **FIT), ValueError,
+     "choose by validation accuracy: pass the validation part"),
+    ("patience without validation", lambda: training.fit(MLP, SPLIT, patience=2, **FIT), ValueError,
+     "pass the validation part"),
+    ("no patience at all", lambda: training.fit(MLP, SPLIT, SPLIT, patience=0, **FIT), ValueError,
+     "patience must be at least one epoch; got 0"),
+    ("a callback without a moment", lambda: training.fit(MLP, SPLIT, callbacks=[NoMoment()], **FIT), TypeError,
+     "NoMoment() has none of the methods before_training, after_backward, after_step, after_epoch, after_training"),
+    ("accuracy on nothing", lambda: training.evaluate(MLP, EMPTY), ValueError, "cannot evaluate on an empty split"),
+    ("predictions of different images", lambda: training.compare_predictions(THREE, THREE[:2], THREE), ValueError,
+     "predictions and labels must have one shape; got (3,), (2,), (3,)"),
+    # intervals
+    ("more successes than cases", lambda: intervals.wilson(11, 10), ValueError, "0 <= successes <= n and n >= 1; got 11 of 10"),
+    ("no cases", lambda: intervals.wilson(0, 0), ValueError, "got 0 of 0"),
+    ("a percentage for a confidence", lambda: intervals.wilson(5, 10, confidence=95), ValueError,
+     "confidence must be a fraction between 0 and 1, e.g. 0.95; got 95"),
+    ("a percentage for a confidence, again", lambda: intervals.mean_over_runs([1, 2], confidence=95), ValueError, "got 95"),
+    ("a percentage for a confidence, once more", lambda: intervals.bootstrap_median([1, 2], confidence=95), ValueError,
+     "got 95"),
+    ("more disagreements than cases", lambda: intervals.paired_difference(6, 5, 10), ValueError,
+     "gained + lost <= n; got 6, 5 of 10"),
+    ("a negative count", lambda: intervals.paired_difference(-1, 5, 10), ValueError, "got -1, 5 of 10"),
+    ("one run", lambda: intervals.mean_over_runs([0.9]), ValueError, "need at least two runs in one dimension; got shape (1,)"),
+    ("runs in a table", lambda: intervals.mean_over_runs([[1, 2], [3, 4]]), ValueError, "got shape (2, 2)"),
+    ("one value", lambda: intervals.bootstrap_median([0.9]), ValueError,
+     "need at least two values in one dimension; got shape (1,)"),
+    # files
+    ("a model that does not say how it was built", lambda: files.save(nn.Linear(2, 2), "never-written"), ValueError,
+     "the model has no `architecture`: only models made by course_lib.models can be saved whole"),
+    ("the size of such a model", lambda: files.saved_bytes(nn.Linear(2, 2)), ValueError, "the model has no `architecture`"),
+    # cost
+    ("no example", lambda: cost.macs(MLP, EMPTY.images), ValueError, "need at least one example to run the model on"),
+    ("an operation without a price", lambda: cost.macs(nn.Upsample(scale_factor=2), SPLIT.images), ValueError,
+     "cannot count the operation 'upsample_nearest2d' in layer '(model)'"),
+    # timing
+    ("nothing to time", lambda: timing.compare({}), ValueError, "need at least one candidate"),
+    ("a reserved name", lambda: timing.compare({"a": id, timing.AGAIN: id}), ValueError, "none named 'the reference again'"),
+    ("one block", lambda: timing.compare({"a": id}, blocks=1), ValueError, "2 <= blocks <= max_blocks; got ['a'], blocks=1"),
+    ("a cap below the start", lambda: timing.compare({"a": id}, blocks=30, max_blocks=20), ValueError,
+     "blocks=30, max_blocks=20"),
+    # deploy
+    ("one image for a check of batches", lambda: deploy.export_onnx(MLP, "never-written.onnx", SPLIT.images[:1]), ValueError,
+     "pass at least two example images, so that batches can be checked; got 1"),
+    # report
+    ("no model", lambda: report.measure({}, SPLIT), ValueError,
+     "need a model, runtimes among 'ONNX Runtime' and 'eager PyTorch'"),
+    ("an unknown runtime", lambda: report.measure({"a": MLP}, SPLIT, runtimes=("TensorRT",)), ValueError,
+     "['a'], ['TensorRT'], 12 images"),
+    ("fewer images than a batch", lambda: report.measure({"a": MLP}, SPLIT, batches=(1, 64)), ValueError,
+     "as many images as the largest batch; got ['a'], ['ONNX Runtime'], 12 images for batches=(1, 64)"),
+    ("a table of nothing", lambda: report.compare([]), ValueError, "need at least one row to compare"),
+    # checks
+    ("a claim about an array", lambda: checks.expect("a claim", np.array([True])), TypeError,
+     "ok must be True or False; got ndarray"),
+    ("a checker without a right answer", lambda: checks.check(3, hint="none"), TypeError, "either `equals` or `like`"),
+    # pruning
+    ("a negative threshold", lambda: pruning.prune_threshold(MLP, threshold=-0.1), ValueError,
+     "threshold must be a finite number >= 0, e.g. 0.05; got -0.1"),
+    ("an infinite threshold", lambda: pruning.threshold_mask(torch.ones(2), threshold=math.inf), ValueError, "got inf"),
+    ("a threshold that is not a number", lambda: pruning.threshold_mask(torch.ones(2), threshold=math.nan), ValueError,
+     "got nan"),
+    ("a truth value for a threshold", lambda: pruning.threshold_mask(torch.ones(2), threshold=True), ValueError, "got True"),
+    ("whole numbers for weights", lambda: pruning.threshold_mask(torch.ones(2, dtype=torch.int8), threshold=0.5), TypeError,
+     "weights must be floating point; got torch.int8"),
+    ("truth values for weights", lambda: pruning.threshold_mask(torch.ones(2, dtype=torch.bool), threshold=0.5), TypeError,
+     "got torch.bool"),
+    ("weights that are not numbers", lambda: pruning.threshold_mask(torch.tensor([math.nan]), threshold=0.5), ValueError,
+     "weights must be finite; got NaN or infinity (did training diverge?)"),
+    ("a percentage for a sparsity", lambda: pruning.threshold_for(MLP, sparsity=90), ValueError,
+     "sparsity must be a fraction from 0 to 1, e.g. 0.9 for 90 %; got 90"),
+    ("a negative sparsity", lambda: pruning.threshold_for(MLP, sparsity=-0.1), ValueError, "got -0.1"),
+    ("a sparsity that is not a number", lambda: pruning.threshold_for(MLP, sparsity=math.nan), ValueError, "got nan"),
+    ("a truth value for a sparsity", lambda: pruning.threshold_for(MLP, sparsity=True), ValueError, "got True"),
+    ("a model with nothing to prune", lambda: pruning.threshold_for(nn.BatchNorm2d(3), sparsity=0.5), ValueError,
+     "the model has no weight with two dimensions or more, or it is empty: nothing to prune"),
+    ("masks of such a model", lambda: pruning.Masks(nn.ReLU()), ValueError, "nothing to prune"),
+    ("masks for another model", lambda: pruning.Masks(MLP).before_training(tiny("cnn")), ValueError,
+     "these masks belong to a model with other weights"),
+    ("masks for other widths", lambda: pruning.Masks(MLP).before_training(models.mlp(1, IMAGE_SIZE, hidden=(6,))), ValueError,
+     "these masks belong to a model with other weights"),
+]
+
+
+@pytest.mark.parametrize("call, error, message", [row[1:] for row in BAD_CALLS], ids=[row[0] for row in BAD_CALLS])
+def test_a_bad_call_says_what_was_wrong(call, error, message):
+    with pytest.raises(error) as caught:
+        call()
+    assert message in str(caught.value)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "seven", "", " 3", "1e3"])
+def test_a_bad_seed_in_the_environment_is_named(monkeypatch, text):
+    monkeypatch.setenv("COURSE_SEED", text)
+    for call in (data.seed_from_environment, data.load):
+        with pytest.raises(ValueError, match=f"COURSE_SEED must be a whole number such as 0 or 7; got {text!r}"):
+            call()
+
+
+def test_a_bad_data_set_in_the_environment_is_named(monkeypatch):
+    monkeypatch.setenv("COURSE_DATASET", "minst")
+    with pytest.raises(ValueError, match="unknown data set 'minst'"):
+        data.load()
+
+
+def test_the_table_is_long_enough_and_no_bad_call_wrote_a_file(request):
+    assert len(BAD_CALLS) >= 30 and len({row[0] for row in BAD_CALLS}) == len(BAD_CALLS)
+    assert not list(request.config.invocation_params.dir.glob("never-written*"))
+    assert SPLIT.images.shape[-1] == IMAGE_SIZE
