@@ -7,36 +7,15 @@ as free, as is usual. Book: chapter 1, "Multiply-accumulates".
 """
 import dataclasses
 import math
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .declared import DeclaresCost, LayerCost
 from .training import evaluating
 
-__all__ = ["DeclaresCost", "LayerCost", "layer_costs", "macs", "nonzeros", "parameters"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerCost:
-    """What one layer executes for one example.
-
-    macs:       multiply-accumulates really executed; a zero weight is multiplied like any other.
-    ideal_macs: what hardware that skips zero weights would execute.
-    operands:   data type of the weights that are multiplied, such as "float32".
-    """
-    layer: str
-    macs: int
-    ideal_macs: int
-    operands: str
-
-
-@runtime_checkable
-class DeclaresCost(Protocol):
-    """A layer that knows its own cost, because its arithmetic is not PyTorch's usual one."""
-
-    def cost_per_example(self, *inputs: torch.Tensor) -> LayerCost: ...
+__all__ = ["layer_costs", "macs", "nonzeros", "parameters"]
 
 
 def parameters(model: nn.Module) -> int:
@@ -125,7 +104,8 @@ class _Counter(TorchDispatchMode):
     def _add(self, row: LayerCost) -> None:
         old = self.rows.get(row.layer)          # a layer that runs twice, or two products in one layer
         if old is not None:
-            row = LayerCost(row.layer, old.macs + row.macs, old.ideal_macs + row.ideal_macs, row.operands)
+            row = LayerCost(row.layer, old.macs + row.macs, old.ideal_macs + row.ideal_macs, row.operands,
+                            old.weight_bytes + row.weight_bytes)
         self.rows[row.layer] = row
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -136,8 +116,9 @@ class _Counter(TorchDispatchMode):
         layer = (self.stack[-1] if self.stack else "") or "(model)"
         if name not in _COUNTED:
             raise ValueError(f"cannot count the operation {name!r} in layer {layer!r}; a layer with arithmetic "
-                             "of its own must declare it (see course_lib.cost.DeclaresCost)")
+                             "of its own must declare it (see course_lib.declared)")
         executed, weight = _COUNTED[name](args, output)
         ideal = executed * int(weight.count_nonzero()) // max(1, weight.numel())
-        self._add(LayerCost(layer, executed // self.n, ideal // self.n, str(weight.dtype).removeprefix("torch.")))
+        self._add(LayerCost(layer, executed // self.n, ideal // self.n, str(weight.dtype).removeprefix("torch."),
+                            weight.numel() * weight.element_size()))
         return output

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from course_lib import cost, models
+from course_lib.declared import DeclaresCost, LayerCost
 from helpers import IMAGE_SIZE, TINY, random_split, same, state, tiny
 
 
@@ -164,7 +165,7 @@ UNCOUNTED = {
 @pytest.mark.parametrize("name", UNCOUNTED)
 def test_what_cannot_be_counted_is_an_error_never_a_silent_zero(name):
     model, example = UNCOUNTED[name]
-    with pytest.raises(ValueError, match="cannot count the operation '.+' in layer '.+'; .*DeclaresCost"):
+    with pytest.raises(ValueError, match="cannot count the operation '.+' in layer '.+'; .*declared"):
         cost.layer_costs(model, example)
 
 
@@ -192,7 +193,7 @@ class Declared(nn.Module):
         self.inner = nn.Linear(3, 2)
 
     def cost_per_example(self, x):
-        return cost.LayerCost("", 2 * x.shape[1], x.shape[1], "int8")
+        return LayerCost("", 2 * x.shape[1], x.shape[1], "int8", 6)
 
     def forward(self, x):
         return torch.cumsum(self.inner(x), 1)
@@ -201,9 +202,9 @@ class Declared(nn.Module):
 def test_a_layer_that_declares_its_cost_is_counted_by_its_own_word():
     """Its inside, which has a dense layer and an operation that is unknown, is not counted again."""
     model = nn.Sequential(nn.Linear(3, 3), Declared(), nn.Linear(2, 2))
-    assert isinstance(model[1], cost.DeclaresCost) and not isinstance(model[0], cost.DeclaresCost)
+    assert isinstance(model[1], DeclaresCost) and not isinstance(model[0], DeclaresCost)
     assert cost.layer_costs(model, torch.rand(5, 3)) == [
-        cost.LayerCost("0", 9, 9, "float32"), cost.LayerCost("1", 6, 3, "int8"), cost.LayerCost("2", 4, 4, "float32")]
+        LayerCost("0", 9, 9, "float32", 36), LayerCost("1", 6, 3, "int8", 6), LayerCost("2", 4, 4, "float32", 16)]
 
 
 def test_a_declared_layer_inside_a_declared_layer_is_not_counted_again():
@@ -212,7 +213,7 @@ def test_a_declared_layer_inside_a_declared_layer_is_not_counted_again():
             super().__init__()
             self.inner = Declared()
     rows = cost.layer_costs(nn.Sequential(Outer(), nn.Linear(2, 1)), torch.rand(1, 3))
-    assert rows == [cost.LayerCost("0", 6, 3, "int8"), cost.LayerCost("1", 2, 2, "float32")]
+    assert rows == [LayerCost("0", 6, 3, "int8", 6), LayerCost("1", 2, 2, "float32", 8)]
 
 
 # --- side effects ---
