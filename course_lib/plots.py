@@ -67,7 +67,7 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
                     color=COLOURS[0], markerfacecolor=COLOURS[0] if best else "white")
         ax.annotate(row.name, (cost_of(row), e.value), xytext=(6, 4), textcoords="offset points", fontsize=9)
     line = sorted((cost_of(r), r.accuracy.value) for r in rows if r.name in front)
-    ax.plot(*zip(*line), color=COLOURS[1], linestyle="--", zorder=0, label="no other model is better in both")
+    ax.plot(*zip(*line), color=COLOURS[1], linestyle="--", zorder=0, drawstyle="steps-post", label="no other model is at least as good in both")
     ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy")
     ax.margins(x=0.15)
     ax.legend(loc="lower right", fontsize=9)

@@ -102,7 +102,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         # Intervals and times on a line of their own keep the table narrow.
-        cells = self.frame.map(_two_lines).rename(columns=_two_lines, index=html.escape)
+        cells = self.frame.map(_lines).rename(index=_lines, columns=html.escape)
         return (f'<div tabindex="0" style="overflow-x: auto; white-space: nowrap">{cells.to_html(escape=False)}</div>'
                 f"<p>{html.escape(self.caption)}</p>")
 
@@ -122,23 +122,23 @@ def compare(rows: list[Row]) -> Comparison:
                   "file": format_bytes(row.file_bytes), "non-zeros": f"{row.nonzeros:,}", "MACs": f"{row.macs:,}"}
         for (runtime, batch), latency in row.latency.items():
             own = "1" if row is first else format_estimate(latency.ratio, "{:.2f}") + ("" if latency.differs else " ≈")
-            cpu = "" if row is first else f"; CPU {latency.cpu_ratio.value:.2f}"
-            record[f"time, batch {batch} ({runtime})"] = f"{own} ({format_seconds(latency.seconds)}{cpu})"
+            cpu = "" if row is first else f" · CPU {latency.cpu_ratio.value:.2f}"
+            record[f"time, batch {batch} ({runtime})"] = f"{own}{cpu} · {format_seconds(latency.seconds)}"
             controls[f"{runtime}, batch {batch}"] = format_estimate(latency.control, "{:.2f}")
         records[row.name] = record
-    frame = pd.DataFrame.from_dict(records, orient="index")
+    frame = pd.DataFrame(records)       # a column for each model: few models have many figures
     caption = (f"Accuracy on {first.accuracy.n:,} test images; Δ: its difference to “{first.name}”. Intervals: 95 %. "
                "File: safetensors.")
     if not first.latency:
         return Comparison(frame, caption)
-    caption += (f" Time: ratio to “{first.name}” with one thread, then the median time of a call and the ratio of CPU times; "
+    caption += (f" Time: ratio to “{first.name}” with one thread, the ratio of CPU times, and the median time of a call; "
                 "≈ means: not to be told from the first. The first model against itself: "
                 + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
     return Comparison(frame, caption)
 
 
-def _two_lines(text: str) -> str:
-    return text.replace(" [", "<br>[").replace(" (", "<br>(")
+def _lines(text: str) -> str:
+    return text.replace(" [", "<br>[").replace(" (", "<br>(").replace(" · ", "<br>")
 
 
 def pareto_front(rows: list[Row], cost_of) -> list[str]:

@@ -126,7 +126,7 @@ def _style(code):
     for n, cell in code:
         lines = [line for line in cell["source"].splitlines() if line.strip() and not line.lstrip().startswith("#")]
         lengths.append(len(lines))
-        if len(lines) > LINES:
+        if len(lines) > LINES and "remove-input" not in cell["metadata"].get("tags", []):      # prose, mostly
             yield f"cell {n}: {len(lines)} lines of code, more than {LINES}: longer code belongs in course_lib"
     if len(lengths) >= 5 and statistics.median(lengths) > MEDIAN_LINES:
         yield f"the median cell has {statistics.median(lengths):g} lines of code, more than {MEDIAN_LINES}"
