@@ -45,7 +45,7 @@ def check(answer, *, equals=None, like=None, on=(), hint: str, tolerance: float 
             equals: the right value: a number, text, truth value or tensor.
             like, on: the right function, and the inputs (one tuple of arguments each) to try both on.
             hint: what to think of when the answer is wrong.
-            tolerance: allowed difference, relative for numbers beyond 1.
+            tolerance: allowed difference, relative to the right value (in a tensor: to its largest).
     Raises: WrongAnswer with the hint, and for a function with the input that gave it away.
     """
     if (equals is None) == (like is None) or not (like is None or on):
@@ -97,7 +97,9 @@ def _equal(got, expected, tolerance: float) -> bool:
         return False
     if a.shape != b.shape or (a.dtype == torch.bool) != (b.dtype == torch.bool):
         return False
-    return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    a, b = a.double(), b.double()
+    scale = float(b.abs().max()) if b.numel() else 1.0      # a picojoule is not zero joules
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * min(1.0, scale), equal_nan=True)
 
 
 def _short(value) -> str:

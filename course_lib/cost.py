@@ -1,9 +1,10 @@
 """What a model costs whatever the machine: parameters, non-zeros, multiply-accumulates.
 
 One multiply-accumulate (MAC) is one `a * b + c`. MACs are counted while the model runs, operation by
-operation, so nothing that runs can be missed: an operation that the table below does not know is an
-error, never a silent zero. Additions of biases, activations, pooling and batch normalisation count
-as free, as is usual. Book: chapter 1, "Multiply-accumulates".
+operation: one that the table below does not know is an error, never a silent zero. Additions of
+biases, activations, pooling and batch normalisation count as free, as is usual; so does a product
+element by element, unless it broadcasts into an outer product, which is an error.
+Book: chapter 1, "Multiply-accumulates".
 """
 import dataclasses
 import math
@@ -19,7 +20,7 @@ __all__ = ["layer_costs", "macs", "nonzeros", "parameters"]
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of trainable numbers."""
+    """How many numbers the model's parameters hold, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -111,7 +112,8 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
         name = str(function.overloadpacket).removeprefix("aten.")       # another library's "mul" may be anything
-        if self.declared_by is not None or name in _FREE:
+        outer = name == "mul" and output.numel() > max(x.numel() for x in args if isinstance(x, torch.Tensor))
+        if self.declared_by is not None or (name in _FREE and not outer):
             return output
         layer = (self.stack[-1] if self.stack else "") or "(model)"
         if name not in _COUNTED:

@@ -75,7 +75,7 @@ class Dataset:
 
 def seed_from_environment() -> int:
     """The seed that steers every chapter: the environment variable COURSE_SEED, or 0."""
-    text = os.environ.get("COURSE_SEED", "0")
+    text = os.environ.get("COURSE_SEED") or "0"
     if not text.isdecimal():
         raise ValueError(f"COURSE_SEED must be a whole number such as 0 or 7; got {text!r}")
     return int(text)
@@ -94,6 +94,8 @@ def load(name: str | None = None, *, seed: int | None = None, root: str | Path |
     """
     name = name or os.environ.get("COURSE_DATASET") or "mnist-5k"
     seed = seed_from_environment() if seed is None else seed
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
     if name == "mnist-5k":

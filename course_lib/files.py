@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from . import models
@@ -22,16 +22,18 @@ def save(model: nn.Module, path: str | Path) -> int:
     """Write the whole model to one safetensors file and return the file's size in bytes.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
-    Raises: ValueError if the model does not say how it was built (see `models`).
+    Raises: ValueError if the model does not say how it was built (see `models`), or is no longer built so.
     """
     architecture = getattr(model, "architecture", None)
     if architecture is None:
         raise ValueError("the model has no `architecture`: only models made by course_lib.models can be saved whole")
+    if repr(models.build(architecture)) != repr(model):
+        raise ValueError("the model has other layers than its `architecture` says: it could not be loaded again")
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder, path.name)
-        save_file(tensors, partial, metadata={"architecture": json.dumps(architecture)})
+        partial.write_bytes(to_bytes(tensors, metadata={"architecture": json.dumps(architecture)}))
         os.replace(partial, path)
     return path.stat().st_size
 
@@ -46,7 +48,7 @@ def load(path: str | Path) -> nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             architecture = (file.metadata() or {}).get("architecture")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}); save the model again") from error
     if architecture is None:

@@ -21,6 +21,17 @@ __all__ = ["AGAIN", "Timings", "compare", "one_thread", "precise"]
 AGAIN = "the reference again"
 
 
+def _smallest_step(clock: Callable[[], float]) -> float:
+    begin = clock()
+    while (now := clock()) == begin:
+        pass
+    return now - begin
+
+
+# Microseconds on Linux and macOS, about 15 ms on Windows: a sample must be much longer.
+_CPU_STEP = _smallest_step(time.process_time)
+
+
 @contextlib.contextmanager
 def one_thread():
     """Borrow PyTorch with a single thread; the number of threads is restored after."""
@@ -84,6 +95,7 @@ def compare(candidates: dict[str, Callable[[], object]], *, blocks: int = 30, sa
     if not candidates or AGAIN in candidates or blocks < 2 or max_blocks < blocks:
         raise ValueError(f"need at least one candidate, none named {AGAIN!r}, and 2 <= blocks <= max_blocks; "
                          f"got {list(candidates)}, {blocks=}, {max_blocks=}")
+    sample_seconds = max(sample_seconds, 10 * _CPU_STEP)
     functions = {**candidates, AGAIN: next(iter(candidates.values()))}
     rng = np.random.default_rng(seed)
     with one_thread(), _no_garbage_collection():
@@ -99,7 +111,7 @@ def compare(candidates: dict[str, Callable[[], object]], *, blocks: int = 30, sa
             wall, cpu = ({name: np.array(s)[:, clock] for name, s in samples.items()} for clock in (0, 1))
             result = Timings(wall, cpu, calls, seed)
             # Asking for a verdict costs a bootstrap, so not after every block.
-            if done >= max_blocks or until is None or (done % 10 == 0 and until(result)):
+            if done >= max_blocks or until is None or ((done - blocks) % 10 == 0 and until(result)):
                 return result
 
 
@@ -121,6 +133,7 @@ def _sample(function: Callable, calls: int) -> tuple[float, float]:
 
 def _calls_for(function: Callable, sample_seconds: float) -> int:
     """Warm up, and find how many calls fill one sample."""
+    function()              # the first call is often slow, and tells nothing about the others
     calls = 1
     while True:
         wall, _ = _sample(function, calls)

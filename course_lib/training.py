@@ -143,9 +143,15 @@ def evaluating(model: nn.Module):
 
 
 def predict(model: nn.Module, images: torch.Tensor, *, batch_size: int = 500) -> torch.Tensor:
-    """The class with the largest logit for each image, int64 of shape (n,)."""
+    """The class with the largest logit for each image, int64 of shape (n,).
+
+    Raises: ValueError if a logit is NaN or infinite.
+    """
     with evaluating(model):
-        return torch.cat([model(batch).argmax(dim=1) for batch in images.split(batch_size)])
+        logits = torch.cat([model(batch) for batch in images.split(batch_size)])
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model gives NaN or infinite logits (did training diverge?)")
+    return logits.argmax(dim=1)
 
 
 @dataclasses.dataclass(frozen=True)

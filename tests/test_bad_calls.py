@@ -103,7 +103,7 @@ BAD_CALLS = [
      "pass at least two example images, so that batches can be checked; got 1"),
     # report
     ("no model", lambda: report.measure({}, SPLIT), ValueError,
-     "need a model, runtimes among 'ONNX Runtime' and 'eager PyTorch'"),
+     "need a model, batches >= 1, runtimes among 'ONNX Runtime' and 'eager PyTorch'"),
     ("an unknown runtime", lambda: report.measure({"a": MLP}, SPLIT, runtimes=("TensorRT",)), ValueError,
      "['a'], ['TensorRT'], 12 images"),
     ("fewer images than a batch", lambda: report.measure({"a": MLP}, SPLIT, batches=(1, 64)), ValueError,
@@ -149,7 +149,7 @@ def test_a_bad_call_says_what_was_wrong(call, error, message):
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "seven", "", " 3", "1e3"])
+@pytest.mark.parametrize("text", ["-1", "1.5", "seven", " 3", "1e3"])
 def test_a_bad_seed_in_the_environment_is_named(monkeypatch, text):
     monkeypatch.setenv("COURSE_SEED", text)
     for call in (data.seed_from_environment, data.load):

@@ -231,3 +231,15 @@ def test_counting_leaves_the_model_as_it_was_even_after_an_error(fails):
     assert same(state(model), before) and [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.is_grad_enabled() and torch.rand(2).cumsum(0).shape == (2,)        # nothing counts any more
+
+
+def test_an_outer_product_written_with_broadcasting_is_an_error_not_a_zero():
+    class Broadcast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.rand(5, 3))
+
+        def forward(self, x):
+            return (x[:, None, :] * self.w).sum(-1)
+    with pytest.raises(ValueError, match="cannot count the operation 'mul'"):
+        cost.macs(Broadcast(), torch.rand(2, 3))

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from course_lib import deploy, files
+from course_lib import deploy, files, models
 from helpers import IMAGE_SIZE, random_split, same, state, tiny
 
 NAMES = ("mlp", "cnn", "resnet")        # dense, pooled, and residual with batch normalisation
@@ -136,3 +136,17 @@ def test_the_deployed_and_the_saved_file_hold_the_same_numbers(exported):
     """About one file's overhead apart: neither stores anything twice."""
     model, _, size, _ = exported["cnn"]
     assert abs(size - files.payload_bytes(model)) < 8000
+
+
+def test_onnx_runtime_gets_one_thread_unless_told_otherwise(monkeypatch, tmp_path):
+    import onnxruntime
+    seen, real = [], onnxruntime.InferenceSession
+
+    def session(source, options, **more):
+        seen.append((options.intra_op_num_threads, options.inter_op_num_threads))
+        return real(source, options, **more)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    deploy.export_onnx(models.mlp(1, 8), tmp_path / "m.onnx", torch.rand(2, 1, 8, 8))
+    deploy.load_onnx(tmp_path / "m.onnx")
+    deploy.load_onnx(tmp_path / "m.onnx", threads=2)
+    assert seen == [(1, 1), (1, 1), (2, 2)]

@@ -1,5 +1,6 @@
 """A saved model comes back with the same predictions, or the error says what is wrong with the file."""
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -76,12 +77,12 @@ def test_saving_again_replaces_the_file(saved):
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    def fail(tensors, path, metadata):
+    def fail(path, content):
         with open(path, "wb") as file:
-            file.write(b"half of it")
+            file.write(content[:len(content) // 2])
         raise OSError("No space left on device")
     before = saved.read_bytes()
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space left"):
         files.save(tiny("student"), saved)
     assert saved.read_bytes() == before
@@ -125,3 +126,21 @@ def test_a_file_whose_description_and_numbers_do_not_fit_is_refused(tmp_path, me
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model file at .*nowhere.safetensors"):
         files.load(tmp_path / "nowhere.safetensors")
+
+
+def test_a_model_that_was_rebuilt_by_hand_is_refused(tmp_path):
+    model = models.mlp()
+    model[2] = torch.nn.Sigmoid()
+    with pytest.raises(ValueError, match="other layers than its `architecture` says"):
+        files.save(model, tmp_path / "model.safetensors")
+
+
+def test_a_loaded_model_does_not_depend_on_its_file_any_more(tmp_path):
+    path = tmp_path / "model.safetensors"
+    files.save(models.mlp(), path)
+    loaded = files.load(path)
+    before = [p.clone() for p in loaded.parameters()]
+    with open(path, "r+b") as file:
+        file.seek(2000)
+        file.write(b"\x01" * 10_000)
+    assert all(torch.equal(a, b) for a, b in zip(before, loaded.parameters()))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from course_lib import models
 from helpers import TINY, same, state
@@ -68,3 +69,35 @@ def test_a_residual_block_without_a_body_passes_positive_inputs_on():
     torch.nn.init.zeros_(block.body[-1].weight)         # the last normalisation scales F(x) to zero
     x = torch.rand(1, 2, 4, 4)
     assert torch.equal(block(x), x)
+
+
+def test_the_cnn_computes_what_its_layers_say():
+    """Written out once more with functions: a missing or another non-linearity would differ."""
+    model, x = models.cnn().eval(), torch.randn(3, 1, 28, 28)
+    w = list(model.parameters())
+    h = F.max_pool2d(F.relu(F.conv2d(x, w[0], w[1])), 2)
+    h = F.max_pool2d(F.relu(F.conv2d(h, w[2], w[3])), 2)
+    torch.testing.assert_close(model(x), F.linear(h.flatten(1), w[4], w[5]))
+
+
+def test_the_dense_networks_compute_what_their_layers_say():
+    x = torch.randn(3, 1, 28, 28)
+    for model in (models.mlp(), models.lenet_300_100()):
+        *hidden, last = [layer for layer in model if isinstance(layer, torch.nn.Linear)]
+        h = x.flatten(1)
+        for layer in hidden:
+            h = F.relu(F.linear(h, layer.weight, layer.bias))
+        torch.testing.assert_close(model(x), F.linear(h, last.weight, last.bias))
+
+
+def test_lenet5_computes_what_its_layers_say():
+    model, x = models.lenet5().eval(), torch.randn(2, 1, 28, 28)
+    w = list(model.parameters())
+    h = F.max_pool2d(F.conv2d(F.max_pool2d(F.conv2d(x, w[0], w[1]), 2), w[2], w[3]), 2)
+    torch.testing.assert_close(model(x), F.linear(F.relu(F.linear(h.flatten(1), w[4], w[5])), w[6], w[7]))
+
+
+def test_a_residual_block_ends_in_relu_of_body_plus_shortcut():
+    block = models.ResidualBlock(4, 4, 1).eval()
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(x), F.relu(block.body(x) + x))

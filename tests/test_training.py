@@ -159,7 +159,7 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one(monkeypatch, m
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_training(model, split, value):
     with pytest.raises(FloatingPointError, match=f"the loss became {value} in epoch 1; a smaller lr may help"):
-        training.fit(model, split, loss=lambda logits, labels: logits.sum() * value, **SETTINGS)
+        training.fit(model, split, loss=lambda logits, labels: 0 * logits.sum() + value, **SETTINGS)
 
 
 def test_another_loss_is_really_used():
@@ -301,3 +301,11 @@ def test_set_seed_repeats_all_three_sources_of_random_numbers():
         training.set_seed(4)
         return random.random(), np.random.rand(), torch.rand(1).item()
     assert draw() == draw()
+
+
+def test_a_model_that_gives_nan_is_not_judged():
+    model, split = plain()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        training.evaluate(model, split)
