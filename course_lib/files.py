@@ -9,6 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
@@ -27,8 +28,9 @@ def save(model: nn.Module, path: str | Path) -> int:
     architecture = getattr(model, "architecture", None)
     if architecture is None:
         raise ValueError("the model has no `architecture`: only models made by course_lib.models can be saved whole")
-    if repr(models.build(architecture)) != repr(model):
-        raise ValueError("the model has other layers than its `architecture` says: it could not be loaded again")
+    with torch.device("meta"):      # builds without numbers, so that no random ones are drawn
+        if repr(models.build(architecture)) != repr(model):
+            raise ValueError("the model has other layers than its `architecture` says: it could not be loaded again")
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

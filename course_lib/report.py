@@ -62,8 +62,8 @@ def measure(models: dict[str, nn.Module], split: Split, *, batches: tuple[int, .
     """
     unknown = set(runtimes) - {ONNX_RUNTIME, EAGER}
     if not models or unknown or min(batches, default=1) < 1 or len(split) < max(batches, default=0):
-        raise ValueError(f"need a model, batches >= 1, runtimes among {ONNX_RUNTIME!r} and {EAGER!r}, and as many images as the largest "
-                         f"batch; got {list(models)}, {list(runtimes)}, {len(split)} images for {batches=}")
+        raise ValueError(f"need a model, batches >= 1, runtimes among {ONNX_RUNTIME!r} and {EAGER!r}, and as many images "
+                         f"as the largest batch; got {list(models)}, {list(runtimes)}, {len(split)} images for {batches=}")
     predictions = {name: training.predict(model, split.images) for name, model in models.items()}
     reference = predictions[next(iter(models))]
     latencies = {name: {} for name in models}

@@ -144,3 +144,11 @@ def test_a_loaded_model_does_not_depend_on_its_file_any_more(tmp_path):
         file.seek(2000)
         file.write(b"\x01" * 10_000)
     assert all(torch.equal(a, b) for a, b in zip(before, loaded.parameters()))
+
+
+def test_saving_draws_no_random_numbers(tmp_path):
+    """Otherwise a model that is put on the ruler would change the next one's first weights."""
+    model = models.student()
+    before = torch.get_rng_state()
+    files.save(model, tmp_path / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
