@@ -45,7 +45,7 @@ def layer_costs(model: nn.Module, example: torch.Tensor) -> list[LayerCost]:
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda m, inputs, name=name: counter.enter(m, name, inputs)))
-        hooks.append(module.register_forward_hook(lambda m, inputs, output: counter.leave(m), always_call=True))
+        hooks.append(module.register_forward_hook(lambda m, inputs, output: counter.leave(m, inputs, output), always_call=True))
     try:
         with evaluating(model), counter:
             model(example)
@@ -69,17 +69,21 @@ def _matmul_macs(left: torch.Tensor, right: torch.Tensor) -> int:
 
 def _linear(args, output):
     left, right = args
-    return _matmul_macs(left, right), right
+    return _matmul_macs(left, right), left, right
 
 
 def _convolution(args, output):
     inputs, weight, transposed = args[0], args[1], args[6]
     places = inputs if transposed else output     # every place uses every weight once, times the batch
-    return places.shape[0] * math.prod(places.shape[2:]) * weight.numel(), weight
+    return places.shape[0] * math.prod(places.shape[2:]) * weight.numel(), inputs, weight
 
 
 _COUNTED = {"mm": _linear, "bmm": _linear, "addmm": lambda args, output: _linear(args[1:3], output),
             "baddbmm": lambda args, output: _linear(args[1:3], output), "convolution": _convolution}
+
+
+def _bytes(*tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
 
 
 class _Counter(TorchDispatchMode):
@@ -95,18 +99,21 @@ class _Counter(TorchDispatchMode):
         self.stack.append(name)
         if self.declared_by is None and isinstance(module, DeclaresCost):
             self.declared_by = module
-            self._add(dataclasses.replace(module.cost_per_example(*inputs), layer=name or "(model)"))
+            self._add(dataclasses.replace(module.cost_per_example(*inputs), layer=name or "(model)", activation_bytes=0))
 
-    def leave(self, module: nn.Module) -> None:
-        self.stack.pop()
+    def leave(self, module: nn.Module, inputs: tuple, output) -> None:
+        name = self.stack.pop()
         if self.declared_by is module:
             self.declared_by = None
+            if row := self.rows.get(name or "(model)"):         # none where the layer raised an error
+                moved = _bytes(*inputs, output) // self.n
+                self.rows[row.layer] = dataclasses.replace(row, activation_bytes=row.activation_bytes + moved)
 
     def _add(self, row: LayerCost) -> None:
         old = self.rows.get(row.layer)          # a layer that runs twice, or two products in one layer
         if old is not None:
             row = LayerCost(row.layer, old.macs + row.macs, old.ideal_macs + row.ideal_macs, row.operands,
-                            old.weight_bytes + row.weight_bytes)
+                            old.weight_bytes + row.weight_bytes, old.activation_bytes + row.activation_bytes)
         self.rows[row.layer] = row
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -119,8 +126,11 @@ class _Counter(TorchDispatchMode):
         if name not in _COUNTED:
             raise ValueError(f"cannot count the operation {name!r} in layer {layer!r}; a layer with arithmetic "
                              "of its own must declare it (see course_lib.declared)")
-        executed, weight = _COUNTED[name](args, output)
+        executed, inputs, weight = _COUNTED[name](args, output)
         ideal = executed * int(weight.count_nonzero()) // max(1, weight.numel())
+        weights, moved = _bytes(weight), _bytes(inputs, output)
+        if "bmm" in name:               # a factor for each example of the batch: no weight, it came in as well
+            weights, moved = 0, moved + weights
         self._add(LayerCost(layer, executed // self.n, ideal // self.n, str(weight.dtype).removeprefix("torch."),
-                            weight.numel() * weight.element_size()))
+                            weights, moved // self.n))
         return output

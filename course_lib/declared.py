@@ -20,12 +20,14 @@ class LayerCost:
     ideal_macs: what hardware that skips zero weights would execute.
     operands: data type of the weights that are multiplied, such as "float32".
     weight_bytes: bytes of the weights that are read for it.
+    activation_bytes: bytes that go in and come out; where a layer declares its cost, the ruler fills this in.
     """
     layer: str
     macs: int
     ideal_macs: int
     operands: str
     weight_bytes: int
+    activation_bytes: int = 0
 
 
 @runtime_checkable
@@ -33,4 +35,4 @@ class DeclaresCost(Protocol):
     """A layer that knows its own cost, because its arithmetic is not PyTorch's usual one."""
 
     def cost_per_example(self, *inputs: torch.Tensor) -> LayerCost:
-        """The cost for one of the examples in `inputs`; the field `layer` is filled in by the ruler."""
+        """The cost for one of the examples in `inputs`; the ruler fills in `layer` and `activation_bytes`."""

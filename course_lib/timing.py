@@ -49,11 +49,13 @@ class Timings:
 
     wall, cpu: seconds per call, one array of shape (blocks,) for each name. CPU time is what the
     process itself used; wall time also runs while a neighbour has the processor.
+    counted: what further counters advanced by per call, for each counter as `wall` and `cpu`.
     """
     wall: dict[str, np.ndarray]
     cpu: dict[str, np.ndarray]
     calls: dict[str, int]
     seed: int
+    counted: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -61,14 +63,18 @@ class Timings:
 
     def seconds(self, name: str, *, clock: str = "wall") -> float:
         """Median seconds per call: true for this machine at this moment only."""
-        return float(np.median(getattr(self, clock)[name]))
+        return float(np.median(self.per_call(clock)[name]))
+
+    def per_call(self, clock: str) -> dict[str, np.ndarray]:
+        """All samples by one clock, "wall" or "cpu", or by a further counter, by its name."""
+        return self.counted[clock] if clock in self.counted else getattr(self, clock)
 
     def ratio(self, name: str, *, to: str | None = None, clock: str = "wall") -> intervals.Estimate:
         """Time of `name` over the time of `to` (default: the reference), with its 95 % interval.
 
         The median over blocks of the ratio inside each block; bootstrap over the blocks.
         """
-        times = getattr(self, clock)
+        times = self.per_call(clock)
         logs = np.log(times[name] / times[to or self.reference])
         e = intervals.bootstrap_median(logs, seed=self.seed)
         return intervals.Estimate(*(float(np.exp(x)) for x in (e.value, e.low, e.high)))
@@ -84,19 +90,21 @@ class Timings:
 
 
 def compare(candidates: dict[str, Callable[[], object]], *, blocks: int = 30, sample_seconds: float = 0.004, seed: int = 0,
-            until: Callable[[Timings], bool] | None = None, max_blocks: int = 300) -> Timings:
+            until: Callable[[Timings], bool] | None = None, max_blocks: int = 300,
+            counters: dict[str, Callable[[], float]] | None = None) -> Timings:
     """Time functions against each other in randomised, interleaved blocks, with one thread.
 
     Args:   candidates: names and functions without arguments; the first is the reference.
             sample_seconds: a sample repeats its function until it lasts about this long.
             until: keep adding blocks until this says that the result decides, up to `max_blocks`.
+            counters: more that only grows and is read around each sample, such as joules; by name.
     Raises: ValueError for no candidate, fewer than 2 blocks, or the reserved name.
     """
     if not candidates or AGAIN in candidates or blocks < 2 or max_blocks < blocks:
         raise ValueError(f"need at least one candidate, none named {AGAIN!r}, and 2 <= blocks <= max_blocks; "
                          f"got {list(candidates)}, {blocks=}, {max_blocks=}")
     sample_seconds = max(sample_seconds, 10 * _CPU_STEP)
-    functions = {**candidates, AGAIN: next(iter(candidates.values()))}
+    functions, counters = {**candidates, AGAIN: next(iter(candidates.values()))}, counters or {}
     rng = np.random.default_rng(seed)
     with one_thread(), _no_garbage_collection():
         calls = {name: _calls_for(function, sample_seconds) for name, function in candidates.items()}
@@ -104,12 +112,13 @@ def compare(candidates: dict[str, Callable[[], object]], *, blocks: int = 30, sa
         samples = {name: [] for name in functions}
         while True:
             for name in rng.permutation(list(functions)):
-                samples[name].append(_sample(functions[name], calls[name]))
+                samples[name].append(_sample(functions[name], calls[name], *counters.values()))
             done = len(samples[AGAIN])
             if done < blocks:
                 continue
-            wall, cpu = ({name: np.array(s)[:, clock] for name, s in samples.items()} for clock in (0, 1))
-            result = Timings(wall, cpu, calls, seed)
+            wall, cpu, *counted = ({name: np.array(s)[:, clock] for name, s in samples.items()}
+                                   for clock in range(2 + len(counters)))
+            result = Timings(wall, cpu, calls, seed, dict(zip(counters, counted)))
             # Asking for a verdict costs a bootstrap, so not after every block.
             if done >= max_blocks or until is None or ((done - blocks) % 10 == 0 and until(result)):
                 return result
@@ -123,12 +132,15 @@ def precise(relative: float = 0.1) -> Callable[[Timings], bool]:
     return every_interval_is_narrow
 
 
-def _sample(function: Callable, calls: int) -> tuple[float, float]:
-    """Wall and CPU seconds per call, over `calls` calls in a row."""
+def _sample(function: Callable, calls: int, *counters: Callable[[], float]) -> tuple[float, ...]:
+    """Wall and CPU seconds per call, over `calls` calls in a row; then what the counters advanced by."""
+    counted = [counter() for counter in counters]
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         function()
-    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
+    times = time.perf_counter() - wall, time.process_time() - cpu
+    counted = [counter() - before for counter, before in zip(counters, counted)]
+    return tuple(total / calls for total in (*times, *counted))
 
 
 def _calls_for(function: Callable, sample_seconds: float) -> int:
