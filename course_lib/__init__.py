@@ -7,7 +7,7 @@ Modules load when they are first used, so that `import course_lib` costs nothing
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "models",
+__all__ = ["checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "models",
            "plots", "pruning", "report", "timing", "training", "vision"]
 
 

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from . import report
+from . import joules, report
 
-__all__ = ["COLOURS", "estimates", "images", "pareto", "use_style", "weight_histogram"]
+__all__ = ["COLOURS", "estimates", "images", "pareto", "pareto_joules", "use_style", "weight_histogram"]
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
@@ -73,3 +73,14 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
     ax.legend(loc="lower right", fontsize=9)
     return ax
 
+
+def pareto_joules(rows: list, *, tier: str, batch: int = 64, ax=None, **which):
+    """Accuracy against energy relative to the first row, in one tier; the axis names the tier and the method.
+
+    Args: tier: "measured", "declared" or "modelled"; batch, which: see `joules.relative`.
+    """
+    ratios = {row.name: joules.relative(row.joules, tier=tier, batch=batch, **which) for row in rows}
+    ratio = ratios[rows[0].name]
+    return pareto(rows, lambda row: ratios[row.name].estimate.value, ax=ax,
+                  xlabel=f"energy per inference, batch {batch}, relative to “{rows[0].name}”\n{tier}: {ratio.method}; "
+                         + (ratio.boundary if not ratio.constants else f"{ratio.boundary}\n{ratio.constants}"))

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import cost, deploy, files, intervals, timing, training
+from . import cost, deploy, energy, files, intervals, joules, timing, training
 from .data import Split
+from .joules import Joules
 
 __all__ = ["Comparison", "Latency", "Row", "compare", "format_bytes", "format_estimate", "format_seconds",
            "measure", "pareto_front"]
@@ -39,7 +40,7 @@ class Latency:
 class Row:
     """One model on the ruler. `difference` is the accuracy minus that of the first model, paired.
 
-    latency: keyed by (runtime, batch size); joules: not measured yet.
+    latency: keyed by (runtime, batch size); joules: the energy column.
     """
     name: str
     accuracy: training.Accuracy
@@ -49,15 +50,17 @@ class Row:
     nonzeros: int
     macs: int
     latency: dict[tuple[str, int], Latency]
-    joules: None = None
+    joules: Joules | None = None
 
 
 def measure(models: dict[str, nn.Module], split: Split, *, batches: tuple[int, ...] = (1, 64),
-            runtimes: tuple[str, ...] = (ONNX_RUNTIME,), blocks: int = 30, seed: int = 0) -> list[Row]:
+            runtimes: tuple[str, ...] = (ONNX_RUNTIME,), blocks: int = 30, seed: int = 0,
+            counter: energy.Counter | None = None) -> list[Row]:
     """Put models on the ruler, one row each; the first is the reference of every ratio and difference.
 
     Args:   models: names and models; split: the images to judge them on, at least as many as the largest batch.
             runtimes: "ONNX Runtime" (the deployed form) and "eager PyTorch"; blocks, seed: see `timing.compare`.
+            counter: what measures energy; None for the one that this machine has, if any.
     Raises: ValueError for an unknown runtime, no model, or too few images.
     """
     unknown = set(runtimes) - {ONNX_RUNTIME, EAGER}
@@ -66,21 +69,25 @@ def measure(models: dict[str, nn.Module], split: Split, *, batches: tuple[int, .
                          f"as the largest batch; got {list(models)}, {list(runtimes)}, {len(split)} images for {batches=}")
     predictions = {name: training.predict(model, split.images) for name, model in models.items()}
     reference = predictions[next(iter(models))]
-    latencies = {name: {} for name in models}
+    latencies, timings, functions = {name: {} for name in models}, {}, {}
     for runtime in runtimes:
         runners = {name: _runner(model, split, runtime) for name, model in models.items()}
         for batch in batches:
             images = split.images[:batch]
             inputs = images.numpy() if runtime == ONNX_RUNTIME else images
-            timed = timing.compare({n: lambda run=run: run(inputs) for n, run in runners.items()}, blocks=blocks, seed=seed,
-                                   until=timing.precise(), max_blocks=5 * blocks)
+            calls = {n: lambda run=run, inputs=inputs: run(inputs) for n, run in runners.items()}
+            timed = timing.compare(calls, blocks=blocks, seed=seed, until=timing.precise(), max_blocks=5 * blocks)
+            functions[runtime, batch], timings[runtime, batch] = calls, timed
             for name in models:
                 latencies[name][runtime, batch] = Latency(
                     timed.seconds(name), timed.ratio(name), timed.ratio(name, clock="cpu"), timed.control(),
                     timed.differs(name))
+    costs = {name: cost.layer_costs(model, split.images[:1]) for name, model in models.items()}
+    column = joules.joules_of(costs, timings, functions, batches, counter=counter, seed=seed)
     return [Row(name, training.Accuracy(int((predictions[name] == split.labels).sum()), len(split)),
                 training.compare_predictions(reference, predictions[name], split.labels), files.saved_bytes(model),
-                cost.parameters(model), cost.nonzeros(model), cost.macs(model, split.images[:1]), latencies[name])
+                cost.parameters(model), cost.nonzeros(model), sum(layer.macs for layer in costs[name]), latencies[name],
+                column[name])
             for name, model in models.items()]
 
 
@@ -125,15 +132,16 @@ def compare(rows: list[Row]) -> Comparison:
             cpu = "" if row is first else f" · CPU {latency.cpu_ratio.value:.2f}"
             record[f"time, batch {batch} ({runtime})"] = f"{own}{cpu} · {format_seconds(latency.seconds)}"
             controls[f"{runtime}, batch {batch}"] = format_estimate(latency.control, "{:.2f}")
-        records[row.name] = record
+        records[row.name] = record | (joules.cells(row.joules, first=row is first) if row.joules else {})
     frame = pd.DataFrame(records)       # a column for each model: few models have many figures
     caption = (f"Accuracy on {first.accuracy.n:,} test images; Δ: its difference to “{first.name}”. Intervals: 95 %. "
                "File: safetensors.")
-    if not first.latency:
-        return Comparison(frame, caption)
-    caption += (f" Time: ratio to “{first.name}” with one thread, the ratio of CPU times, and the median time of a call; "
-                "≈ means: not to be told from the first. The first model against itself: "
-                + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
+    if first.latency:
+        caption += (f" Time: ratio to “{first.name}” with one thread, the ratio of CPU times, and the median time of a call; "
+                    "≈ means: not to be told from the first. The first model against itself: "
+                    + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
+    if first.joules:
+        caption += joules.caption(first.joules, first.name)
     return Comparison(frame, caption)
 
 

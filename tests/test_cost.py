@@ -121,6 +121,42 @@ def test_the_operands_are_those_that_are_multiplied(dtype):
     assert (row.macs, row.operands) == (6, str(dtype).removeprefix("torch."))
 
 
+# --- bytes ---
+
+def test_the_bytes_of_a_small_network_by_hand():
+    """Per example: 25 numbers in, 18 out; 18 in, 3 out. Weights are read once, whatever the batch."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
+    for n in (1, 4):
+        rows = cost.layer_costs(model, torch.rand(n, 1, 5, 5))
+        assert [(row.weight_bytes, row.activation_bytes) for row in rows] == [(4 * 18, 4 * 43), (4 * 54, 4 * 21)]
+    half, = cost.layer_costs(nn.Linear(18, 3).bfloat16(), torch.rand(2, 18, dtype=torch.bfloat16))
+    assert (half.weight_bytes, half.activation_bytes) == (2 * 54, 2 * 21)
+
+
+def test_a_layer_that_runs_twice_moves_its_bytes_twice():
+    shared = nn.Linear(4, 4, bias=False)
+    row, = cost.layer_costs(nn.Sequential(shared, nn.ReLU(), shared), torch.rand(2, 4))
+    assert (row.weight_bytes, row.activation_bytes) == (2 * 64, 2 * 32)
+    row, = cost.layer_costs(nn.Sequential(declared := Declared(), nn.Linear(2, 3, bias=False), declared), torch.rand(1, 3))[:1]
+    assert (row.macs, row.activation_bytes) == (12, 40)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_product_of_two_activations_reads_no_weight(n):
+    """2×3 times 3×4 for each example: 6 and 12 numbers in, 8 out."""
+    right = torch.rand(n, 3, 4)
+    row, = cost.layer_costs(Calls(lambda _, x: torch.bmm(x, right)), torch.rand(n, 2, 3))
+    assert (row.macs, row.weight_bytes, row.activation_bytes) == (24, 0, 4 * 26)
+
+
+def test_an_error_inside_a_declared_layer_is_the_one_that_is_seen():
+    class Fails(Declared):
+        def cost_per_example(self, x):
+            raise KeyError("its own")
+    with pytest.raises(KeyError, match="its own"):
+        cost.layer_costs(nn.Sequential(Fails()), torch.rand(1, 3))
+
+
 # --- zeros ---
 
 def test_a_zero_weight_is_executed_but_not_ideal():
@@ -204,7 +240,7 @@ def test_a_layer_that_declares_its_cost_is_counted_by_its_own_word():
     model = nn.Sequential(nn.Linear(3, 3), Declared(), nn.Linear(2, 2))
     assert isinstance(model[1], DeclaresCost) and not isinstance(model[0], DeclaresCost)
     assert cost.layer_costs(model, torch.rand(5, 3)) == [
-        LayerCost("0", 9, 9, "float32", 36), LayerCost("1", 6, 3, "int8", 6), LayerCost("2", 4, 4, "float32", 16)]
+        LayerCost("0", 9, 9, "float32", 36, 24), LayerCost("1", 6, 3, "int8", 6, 20), LayerCost("2", 4, 4, "float32", 16, 16)]
 
 
 def test_a_declared_layer_inside_a_declared_layer_is_not_counted_again():
@@ -213,7 +249,7 @@ def test_a_declared_layer_inside_a_declared_layer_is_not_counted_again():
             super().__init__()
             self.inner = Declared()
     rows = cost.layer_costs(nn.Sequential(Outer(), nn.Linear(2, 1)), torch.rand(1, 3))
-    assert rows == [LayerCost("0", 6, 3, "int8", 6), LayerCost("1", 2, 2, "float32", 8)]
+    assert rows == [LayerCost("0", 6, 3, "int8", 6, 20), LayerCost("1", 2, 2, "float32", 8, 12)]
 
 
 # --- side effects ---

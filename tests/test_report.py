@@ -30,7 +30,7 @@ def test_each_model_has_a_row_with_what_the_parts_of_the_ruler_say(measured):
         assert row.accuracy == training.evaluate(model, split)
         assert row.file_bytes == files.saved_bytes(model)
         assert (row.parameters, row.nonzeros) == (cost.parameters(model), cost.nonzeros(model))
-        assert row.macs == cost.macs(model, split.images[:1]) and row.joules is None
+        assert row.macs == cost.macs(model, split.images[:1])
         assert set(row.latency) == {(runtime, batch) for runtime in BOTH for batch in (1, 8)}
         assert all(latency.seconds > 0 for latency in row.latency.values())
 
@@ -117,7 +117,7 @@ def test_rows_without_latencies_make_a_table_that_speaks_of_none():
 def test_a_measured_comparison_shows_every_runtime_and_batch(measured):
     table = report.compare(measured[2])
     keys = [(runtime, batch) for runtime in BOTH for batch in (1, 8)]
-    assert all(runtime in name and f"batch {batch}" in name for name, (runtime, batch) in zip(table.frame.index[-4:], keys))
+    assert all(runtime in name and f"batch {batch}" in name for name, (runtime, batch) in zip(table.frame.index[5:9], keys))
     assert all(f"{runtime}, batch {batch}: " in table.caption for runtime in BOTH for batch in (1, 8))
 
 

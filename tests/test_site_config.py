@@ -1,6 +1,7 @@
 """The book's settings and reference pages: the one repository address, the bibliography, the glossary."""
 import csv
 import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -190,7 +191,9 @@ def test_the_glossary_is_in_alphabetical_order_under_its_letters():
 
 def test_the_api_page_documents_every_module():
     page = (BOOK / "api.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"automodule:: course_lib\.(\w+)", page)) == sorted(course_lib.__all__)
+    modules = [module.name for module in pkgutil.walk_packages(course_lib.__path__, "course_lib.")]
+    assert sorted(re.findall(r"automodule:: (\S+)", page)) == sorted(modules)
+    assert re.findall(r"^#+ (course_lib\S+)$", page, re.MULTILINE) == re.findall(r"automodule:: (\S+)", page)
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,17 @@ def test_without_a_verdict_the_number_of_blocks_is_as_asked(clock):
     assert len(timing.compare({"a": clock.work("a", 1, 1)}, blocks=7).wall["a"]) == 7
 
 
+def test_a_further_counter_is_read_around_every_sample(clock):
+    """A counter that grows by 3 for each second of the wall clock: joules at 3 watts."""
+    functions = {"a": clock.work("a", 0.001, 0.001), "b": clock.work("b", 0.002, 0.001)}
+    result = timing.compare(functions, blocks=4, counters={"joules": lambda: 3 * clock.wall})
+    np.testing.assert_allclose(result.counted["joules"]["a"], 0.003)
+    assert result.counted["joules"].keys() == result.wall.keys() == {"a", "b", timing.AGAIN}
+    assert result.ratio("b", clock="joules").value == pytest.approx(2) and result.control(clock="joules").value == pytest.approx(1)
+    assert result.seconds("b", clock="joules") == pytest.approx(0.006)
+    assert timing.compare(functions, blocks=2).counted == {}
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_threads_and_the_garbage_collector_are_given_back_even_after_an_error(fails):
     seen = []

@@ -15,7 +15,7 @@ from ..declared import LayerCost
 from .quantity import MODELLED, Energy
 from .tables import HOROWITZ_45NM, Constants, Picojoules
 
-__all__ = ["DRAM", "ON_CHIP", "mac_energy", "modelled", "modelled_from_costs"]
+__all__ = ["DRAM", "ON_CHIP", "UnpricedOperation", "mac_energy", "modelled", "modelled_from_costs"]
 
 ON_CHIP, DRAM = "weights on chip", "weights in DRAM"
 
@@ -24,13 +24,18 @@ _ACCUMULATED_IN = {"int8": "int32", "uint8": "int32", "int32": "int32", "float16
                    "float32": "float32"}
 
 
+class UnpricedOperation(ValueError):
+    """The table of constants has no energy for an operation of this data type."""
+
+
 def modelled(model: nn.Module, example: torch.Tensor, *, batch: int = 1, weights: str = DRAM, ideal: bool = False,
              constants: Constants = HOROWITZ_45NM) -> Energy:
     """Energy of one inference from the operations and bytes that `cost.layer_costs` counts.
 
     Args:   example: input of shape (n, …); batch: how many inferences share one reading of the weights.
             weights: ON_CHIP or DRAM; ideal: hardware that skips zero weights, instead of as executed.
-    Raises: ValueError for an operation that cannot be counted or priced, a bad batch, or unknown brackets.
+    Raises: ValueError for an operation that cannot be counted, a bad batch, or unknown brackets;
+            UnpricedOperation (a ValueError) for a data type that the constants do not have.
     """
     return modelled_from_costs(cost.layer_costs(model, example), batch=batch, weights=weights, ideal=ideal,
                                constants=constants)
@@ -65,13 +70,14 @@ def _layer(row: LayerCost, end: str, batch: int, level: Picojoules, ideal: bool,
 def mac_energy(operands: str, constants: Constants = HOROWITZ_45NM) -> Picojoules:
     """Energy of one multiply-accumulate: the product in the operands' type, the sum in a wide one.
 
-    Raises: ValueError for a data type that the table does not price; the message names those that it does.
+    Raises: UnpricedOperation for a data type that the table does not have; the message names those that it has.
     """
     wide = _ACCUMULATED_IN.get(operands)
     narrow = "int8" if operands == "uint8" else operands
     if wide is None or narrow not in constants.multiply or wide not in constants.add:
         known = [name for name, total in _ACCUMULATED_IN.items()
                  if ("int8" if name == "uint8" else name) in constants.multiply and total in constants.add]
-        raise ValueError(f"{constants.name} has no energy for a multiply-accumulate of {operands!r}; it has {', '.join(known)}")
+        raise UnpricedOperation(f"{constants.name} has no energy for a multiply-accumulate of {operands!r}; "
+                                f"it has {', '.join(known)}")
     product, total = constants.multiply[narrow], constants.add[wide]
     return Picojoules(product.low + total.low, product.high + total.high, f"{product.checked}; {total.checked}")
