@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib import checks, cost, data, deploy, files, intervals, models, pruning, report, timing, training
+from course_lib import checks, cost, data, deploy, energy, files, intervals, models, pruning, report, timing, training
 from helpers import IMAGE_SIZE, random_split, tiny
 
 SPLIT = random_split(12)
@@ -92,12 +92,33 @@ BAD_CALLS = [
     ("no example", lambda: cost.macs(MLP, EMPTY.images), ValueError, "need at least one example to run the model on"),
     ("an operation without a price", lambda: cost.macs(nn.Upsample(scale_factor=2), SPLIT.images), ValueError,
      "cannot count the operation 'upsample_nearest2d' in layer '(model)'"),
+    ("three pairs for a rank correlation", lambda: intervals.rank_correlation([1, 2, 3], [1, 2, 3]), ValueError,
+     "need at least four pairs, in two arrays of one dimension; got shapes (3,) and (3,)"),
+    ("equal values for a rank correlation", lambda: intervals.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]), ValueError,
+     "values that are all the same, or not numbers, have no rank correlation"),
     # timing
     ("nothing to time", lambda: timing.compare({}), ValueError, "need at least one candidate"),
     ("a reserved name", lambda: timing.compare({"a": id, timing.AGAIN: id}), ValueError, "none named 'the reference again'"),
     ("one block", lambda: timing.compare({"a": id}, blocks=1), ValueError, "2 <= blocks <= max_blocks; got ['a'], blocks=1"),
     ("a cap below the start", lambda: timing.compare({"a": id}, blocks=30, max_blocks=20), ValueError,
      "blocks=30, max_blocks=20"),
+    # energy
+    ("a point of watts", lambda: energy.Power(2.0, 2.0, "a guess"), ValueError,
+     "declare an interval of watts, such as 0.7 to 2.3: a point claims to know too much; got 2.0 twice"),
+    ("watts upside down", lambda: energy.Power(5.0, 2.0, "a guess"), ValueError, "the interval of watts is upside down: 5.0 to 2.0"),
+    ("negative watts", lambda: energy.Power(-1.0, 2.0, "a guess"), ValueError, "watts must be finite numbers above 0"),
+    ("watts in words", lambda: energy.Power("2", 5.0, "a guess"), ValueError, "got '2' to 5.0"),
+    ("endless watts", lambda: energy.Power(2.0, math.inf, "a guess"), ValueError, "watts must be finite numbers above 0"),
+    ("watts from nowhere", lambda: energy.Power(2.0, 5.0, " "), ValueError, "name the source of the watts"),
+    ("watts as a number", lambda: energy.declared(intervals.Estimate(1, 1, 1), 3.5, runs=5), TypeError,
+     "declare the watts as an interval with its source, e.g. Power(0.7, 2.3, 'my guess'); got 3.5"),
+    ("a batch of nothing", lambda: energy.modelled(MLP, SPLIT.images, batch=0), ValueError,
+     "batch must be a whole number >= 1, such as 64; got 0"),
+    ("weights elsewhere", lambda: energy.modelled(MLP, SPLIT.images, weights="sram"), ValueError,
+     "weights must be 'weights on chip' or 'weights in DRAM'; got 'sram'"),
+    ("a model of nothing", lambda: energy.modelled(nn.ReLU(), SPLIT.images), ValueError, "no layer that multiplies"),
+    ("a data type without a price", lambda: energy.modelled(nn.Linear(2, 2).double(), torch.rand(1, 2).double()),
+     energy.UnpricedOperation, "Horowitz 2014 has no energy for a multiply-accumulate of 'float64'; it has int8"),
     # deploy
     ("one image for a check of batches", lambda: deploy.export_onnx(MLP, "never-written.onnx", SPLIT.images[:1]), ValueError,
      "pass at least two example images, so that batches can be checked; got 1"),

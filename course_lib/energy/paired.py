@@ -5,7 +5,6 @@ in every block (the A/A control). Without a counter the ratio is that of CPU tim
 one on a busy machine. Within one process an interval is too narrow for what changes from process to process, so a
 figure to be quoted pools several. Book: "Energy", "Side by side".
 """
-import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -75,11 +74,11 @@ def compare(candidates: dict[str, Callable[[], object]], *, counter: Counter | N
     check_window(window_seconds, blocks)
     if type(inferences) is not int or inferences < 1:
         raise ValueError(f"inferences must be a whole number >= 1, such as the batch size; got {inferences!r}")
-    before = {name: copy.deepcopy(function()) for name, function in candidates.items()}
+    before = {name: _snapshot(function()) for name, function in candidates.items()}
     timings = timing.compare(candidates, blocks=blocks, sample_seconds=window_seconds, seed=seed, max_blocks=blocks,
                              counters={} if counter is None else {_JOULES: _from_first_reading(counter)})
     for name, function in candidates.items():
-        if not _same(function(), before[name]):
+        if not _same(_snapshot(function()), before[name]):
             raise ValueError(f"{name!r} gave another result after the runs than before: a model that changes between runs "
                              "cannot be compared (is it in training mode?)")
     return Paired(timings, counter, window_seconds, inferences)
@@ -114,12 +113,20 @@ def pool(ratios: list[Ratio]) -> Ratio:
     return dataclasses.replace(first, method=f"{first.method}, {len(ratios)} process runs", runs=len(ratios), estimate=estimate)
 
 
+def _snapshot(result):
+    """A copy of a result, as tensors in double precision; None for what is not numbers."""
+    if isinstance(result, (list, tuple)):
+        return [_snapshot(part) for part in result]
+    if isinstance(result, (torch.Tensor, np.ndarray, int, float)):
+        return torch.as_tensor(result).detach().to("cpu", torch.double, copy=True)
+    return None
+
+
 def _same(a, b) -> bool:
-    """Whether two results agree up to rounding; what is not numbers counts as the same."""
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+    """Whether two snapshots agree up to rounding."""
+    if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
-    if not isinstance(a, (torch.Tensor, np.ndarray, int, float)) or not isinstance(b, (torch.Tensor, np.ndarray, int, float)):
-        return True
-    a, b = (torch.as_tensor(x).detach().double() for x in (a, b))
-    scale = float(b.abs().max()) if b.numel() else 1.0
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return a is b is None
+    scale = float(b.nan_to_num(posinf=0, neginf=0).abs().max()) if b.numel() else 1.0
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)

@@ -1,0 +1,119 @@
+"""The energy column: tiers in lines of their own, ratios that follow from the parts, amounts in the caption."""
+import dataclasses
+import re
+from time import perf_counter
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from course_lib import cost, energy, joules, plots, report
+from fake_counters import SteadyCounter
+from helpers import random_split, tiny
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Short windows, and no counter but the test's own, whatever machine this is."""
+    monkeypatch.setattr(joules, "WINDOW_SECONDS", 0.01)
+    monkeypatch.setattr(joules, "BLOCKS", 2)
+    monkeypatch.setattr(energy, "best_available", lambda: energy.Available(energy.DECLARED, None, "No counter here."))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"small": tiny("mlp"), "large": tiny("cnn")}
+
+
+@pytest.fixture(scope="module")
+def rows(models):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(energy, "best_available", lambda: energy.Available(energy.DECLARED, None, "No counter here."))
+        return report.measure(models, random_split(8), batches=(1, 8), runtimes=(report.EAGER,), blocks=2)
+
+
+def test_every_tier_of_the_column_follows_from_its_parts(models, rows):
+    first, second = rows
+    example = torch.rand(1, 1, 16, 16)
+    for (batch, weights), (amount, ratio) in second.joules.modelled.items():
+        expected = [energy.modelled(models[name], example, batch=batch, weights=weights) for name in models]
+        assert amount == expected[1] and ratio == expected[1] / expected[0]
+    assert set(second.joules.modelled) == {(b, w) for b in (1, 8) for w in (energy.ON_CHIP, energy.DRAM)}
+    for key, latency in second.latency.items():
+        amount, ratio = second.joules.declared[key]
+        assert ratio.estimate == latency.cpu_ratio and "ratio of CPU times" in ratio.method
+        assert amount.value is None and amount.low < amount.high and amount.constants.startswith("0.46 to 9 W")
+        assert first.joules.declared[key][1].estimate.value == 1
+    assert second.joules.measured == {} and second.joules.sentence == "No counter here."
+
+
+def test_the_table_has_a_line_for_each_tier_and_the_amounts_below(rows):
+    table = report.compare(rows)
+    lines = [name for name in table.frame.index if name.startswith("energy")]
+    assert lines == ["energy declared = CPU time, batch 1 (eager PyTorch)", "energy declared = CPU time, batch 8 (eager PyTorch)",
+                     "energy modelled as executed, batch 1", "energy modelled as executed, batch 8"]
+    assert list(table.frame.loc[lines, "small"]) == ["1"] * 4
+    assert all(re.fullmatch(r"\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]", cell) for cell in table.frame.loc[lines[:2], "large"])
+    assert all(re.fullmatch(r"\d+\.\d\d on chip · \d+\.\d\d DRAM", cell) for cell in table.frame.loc[lines[2:], "large"])
+    for words in ("Energy: ratio to “small” per inference. No counter here.", "Declared: the ratio of one-thread CPU times, at equal "
+                  "power; “small” itself lies anywhere from", "Cloud Carbon Footprint", "Modelled: operations and bytes as executed, "
+                  "constants of Horowitz 2014, 45 nm; “small”:", "(batch 8, weights in DRAM)", "(batch 1, weights on chip)"):
+        assert words in table.caption, words
+    assert "Measured" not in table.caption
+
+
+def test_a_counter_adds_joules_with_their_interval(models):
+    counter = SteadyCounter(perf_counter, watts=10.0)
+    rows = report.measure(models, random_split(8), batches=(8,), runtimes=(report.EAGER,), blocks=2, counter=counter)
+    table, key = report.compare(rows), (report.EAGER, 8)
+    amount, ratio = rows[1].joules.measured[key]
+    assert amount.tier == ratio.tier == "measured" and ratio.boundary == "a fake package, gross"
+    # 10 W times the time of a call, shared by the 8 inferences of a batch
+    assert amount.value == pytest.approx(10 * rows[1].latency[key].seconds / 8, rel=2)
+    line = table.frame.loc["energy measured, batch 8 (eager PyTorch)"]
+    assert line["small"].startswith("1 · ") and line["small"].count("J") == 3 and " · " in line["large"]
+    assert "Measured by a fake counter: a fake package." in table.caption and "short windows of 0.01 s" in table.caption
+
+
+def test_a_data_type_without_a_price_leaves_the_model_out_and_is_never_zero():
+    layers = {"dense": cost.layer_costs(torch.nn.Linear(3, 2), torch.rand(1, 3)),
+              "half": cost.layer_costs(torch.nn.Linear(3, 2).bfloat16(), torch.rand(1, 3, dtype=torch.bfloat16))}
+    column = joules.joules_of(layers, {}, {}, (1,))
+    assert column["half"].modelled == {} and len(column["dense"].modelled) == 2
+    assert list(joules.cells(column["half"], first=False)) == []
+    backwards = joules.joules_of(dict(reversed(layers.items())), {}, {}, (1,))
+    assert backwards["dense"].modelled == backwards["half"].modelled == {}
+    assert "Modelled" not in joules.caption(backwards["half"], "half")
+
+
+def test_the_pareto_plot_names_its_tier_and_its_method(rows):
+    _, ax = plt.subplots()
+    assert plots.pareto_joules(rows, tier="modelled", batch=8, ax=ax) is ax
+    label = ax.get_xlabel()
+    assert "energy per inference, batch 8, relative to “small”" in label and "modelled: as executed" in label
+    assert "weights in DRAM" in label and "Horowitz 2014" in label
+    drawn = [container[0].get_xdata()[0] for container in ax.containers]
+    assert drawn == [1, rows[1].joules.modelled[8, energy.DRAM][1].estimate.value]
+    _, ax = plt.subplots()
+    plots.pareto_joules(rows, tier="declared", batch=1, runtime=report.EAGER, ax=ax)
+    assert "declared: ratio of CPU times, at equal power" in ax.get_xlabel()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("which, message", [
+    ({"tier": "measured", "batch": 8}, "no 'measured' energy for .'ONNX Runtime', 8.; it has nothing"),
+    ({"tier": "declared", "batch": 8}, "it has .'eager PyTorch', 1., .'eager PyTorch', 8."),
+    ({"tier": "modelled", "batch": 64}, "no 'modelled' energy for .64, 'weights in DRAM'."), ({"tier": "guessed", "batch": 8}, "no 'guessed'"),
+    ({"tier": "modelled", "batch": 8, "weights": "on the moon"}, "on the moon")])
+def test_what_the_column_does_not_have_is_named(rows, which, message):
+    with pytest.raises(ValueError, match=message):
+        plots.pareto_joules(rows, **which)
+
+
+def test_rows_without_the_column_make_a_table_without_it(rows):
+    bare = [dataclasses.replace(row, joules=None) for row in rows]
+    assert not [name for name in report.compare(bare).frame.index if "energy" in name] and "Energy" not in report.compare(bare).caption
