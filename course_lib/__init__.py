@@ -8,7 +8,7 @@ import importlib
 
 __version__ = "0.1.0"
 __all__ = ["checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "models",
-           "plots", "pruning", "report", "timing", "training", "vision"]
+           "plots", "pruning", "report", "results", "timing", "training", "vision"]
 
 
 def __getattr__(name: str):

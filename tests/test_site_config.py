@@ -119,7 +119,8 @@ def test_notebooks_are_shown_with_their_stored_outputs():
 
 def test_every_page_and_notebook_of_the_book_is_in_the_table_of_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    listed = [toc["root"], *(page["file"] for chapter in chapters for page in [chapter, *chapter.get("sections", [])])]
     found = {p.relative_to(ROOT).with_suffix("").as_posix() for p in BOOK.iterdir() if p.suffix in (".md", ".ipynb")}
     assert set(listed) == found and len(listed) == len(found)
 
@@ -227,11 +228,12 @@ def test_the_fields_of_a_class_become_a_list(to_rst):
 
 @pytest.mark.parametrize("lines", [
     ["Do it.", "", "Args:    model: any; **options: more", "         of them.", "         x, y: two.",
-     "Returns: a copy.", "Raises:  ValueError if not."],
+     "Returns: a copy.", "Raises:  ValueError if not.", "Source:  someone.", "Equals:  a library."],
     ["Do it.", "", "Args:", "    model: any; **options: more", "        of them.", "    x, y: two.", "",
-     "Returns:", "    a copy.", "", "Raises:", "    ValueError if not."]])
+     "Returns:", "    a copy.", "", "Raises:", "    ValueError if not.", "", "Source:", "    someone.", "",
+     "Equals:", "    a library."]])
 def test_the_sections_of_a_docstring_become_fields_in_either_layout(to_rst, lines):
     page = rendered(to_rst(lines))
-    assert [tag.get_text().strip(": ") for tag in page.find_all("dt")] == ["Args", "Returns", "Raises"]
+    assert [tag.get_text().strip(": ") for tag in page.find_all("dt")] == ["Args", "Returns", "Raises", "Source", "Equals"]
     assert [" ".join(tag.get_text().split()) for tag in page.find_all("li")] == [
         "model: any; **options: more of them.", "x, y: two."]
