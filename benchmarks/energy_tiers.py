@@ -97,8 +97,8 @@ def main() -> None:
             inputs = images[:batch].numpy() if runtime == ONNX_RUNTIME else images[:batch]
             seconds = cpu_seconds(functions, inputs, blocks=options.blocks)
             found = predictors(counted, batch)
-            print(f"\n{runtime}, batch {batch}, {len(functions)} variants: CPU time and modelled energy (weights in DRAM)")
-            for name, joules in sorted(zip(functions, found["modelled, weights in DRAM"]), key=lambda pair: seconds[pair[0]]):
+            print(f"\n{runtime}, batch {batch}, {len(functions)} variants: CPU time and modelled energy (weights on chip)")
+            for name, joules in sorted(zip(functions, found["modelled, weights on chip"]), key=lambda pair: seconds[pair[0]]):
                 print(f"  {name:28} {1e6 * seconds[name]:8.2f} µs  {energy.format_joules(joules):>8}")
             correlation = {what: intervals.rank_correlation(values, list(seconds.values())) for what, values in found.items()}
             for what, e in correlation.items():

@@ -280,6 +280,7 @@ def test_the_constants_say_what_was_verified():
     assert "float32 multiply" in jouppi.unverified and "on-chip memory" in jouppi.unverified and len(jouppi.unverified) == 12
     assert "partly unverified" in jouppi.label
     assert "partly unverified" in str(energy.modelled_from_costs([ROW], constants=jouppi))
+    assert repr(jouppi) == jouppi.label and repr(WATTS) == "2 to 5 W per core, a guess"
     assert energy.HOROWITZ_45NM.dram.low * 8 == 1300 and jouppi.sram.middle * 8 == 14
 
 

@@ -58,6 +58,9 @@ class Constants:
         """The name for people; it says so if some constants are unverified."""
         return f"{self.name}, {self.process}" + (", constants partly unverified" if self.unverified else "")
 
+    def __repr__(self) -> str:
+        return self.label
+
 
 def _table(checked: str, **picojoules: float) -> dict[str, Picojoules]:
     return {dtype: Picojoules(value, value, checked) for dtype, value in picojoules.items()}
@@ -110,6 +113,9 @@ class Power:
     def name(self) -> str:
         """The interval and its source for people."""
         return f"{self.low:.2g} to {self.high:.2g} W per core, {self.source}"
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 _CCF = "Cloud Carbon Footprint coefficients, {}, idle to full load, per vCPU"
