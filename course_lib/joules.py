@@ -23,12 +23,14 @@ class Joules:
     """Energy of one model per inference, and its ratio to the first model's.
 
     declared, measured: an amount and a ratio by (runtime, batch size); measured is empty where there is no counter.
+    unresolved: where the ratio of CPU times is not to be told from 1, the A/A control considered.
     modelled: an amount and a ratio by (batch size, bracket), as executed; empty where the constants do not
     have the model's data type. sentence: what this machine can say.
     """
     declared: dict[Key, tuple[energy.Energy, energy.Ratio]]
     measured: dict[Key, tuple[energy.Energy, energy.Ratio]]
     modelled: dict[tuple[int, str], tuple[energy.Energy, energy.Ratio]]
+    unresolved: frozenset[Key]
     sentence: str
 
 
@@ -53,7 +55,7 @@ def joules_of(costs: dict[str, list[LayerCost]], timed: dict[Key, timing.Timings
                     if name in amount and first in amount}
         column[name] = Joules({key: _declared(timings, name, key[1]) for key, timings in timed.items()},
                               {key: (paired.energy(name), paired.ratio(name)) for key, paired in measured.items()},
-                              modelled, sentence)
+                              modelled, frozenset(k for k, t in timed.items() if not t.differs(name, clock="cpu")), sentence)
     return column
 
 
@@ -93,7 +95,8 @@ def cells(joules: Joules, *, first: bool) -> dict[str, str]:
         joule = f"{energy.format_joules(amount.value)} [{energy.format_joules(amount.low)}, {energy.format_joules(amount.high)}]"
         lines[f"energy measured, batch {batch} ({runtime})"] = f"{own} · {joule}"
     for (runtime, batch), (_, ratio) in joules.declared.items():
-        lines[f"energy declared = CPU time, batch {batch} ({runtime})"] = "1" if first else _interval(ratio.estimate)
+        own = _interval(ratio.estimate) + (" ≈" if (runtime, batch) in joules.unresolved else "")
+        lines[f"energy declared = CPU time, batch {batch} ({runtime})"] = "1" if first else own
     for batch in dict.fromkeys(batch for batch, _ in joules.modelled):
         on_chip, dram = (joules.modelled[batch, weights][1].estimate for weights in BRACKETS)
         lines[f"energy modelled as executed, batch {batch}"] = "1" if first else (
@@ -110,7 +113,8 @@ def caption(joules: Joules, name: str) -> str:
     if joules.declared:
         amounts = [f"{_range(amount)} (batch {batch}, {runtime})" for (runtime, batch), (amount, _) in joules.declared.items()]
         power = next(iter(joules.declared.values()))[0].constants
-        text += (f" Declared: the ratio of one-thread CPU times, at equal power; “{name}” itself lies anywhere from "
+        text += (" Declared: the ratio of one-thread CPU times, at equal power, within this run "
+                 f"(another process may shift it by some percent; ≈ as above); “{name}” itself lies anywhere from "
                  f"{'; '.join(amounts)}, at {power}.")
     if joules.modelled:
         amounts = [f"{_range(amount)} (batch {batch}, {weights})" for (batch, weights), (amount, _) in joules.modelled.items()]

@@ -105,7 +105,8 @@ def test_an_interrupted_run_goes_on_where_it_was(study, tmp_path, how):
     process.wait(timeout=30)
     time.sleep(0.3)
     done = {path.name: path.read_bytes() for path in stored(tmp_path)}
-    assert 2 <= len(done) < 6 and not (tmp_path / "results").exists()
+    # After Ctrl-C the workers may still finish what they had begun, or even all of it.
+    assert len(done) >= 2 and not (tmp_path / "results").exists()
     assert call(command).returncode == 0
     assert {path.name: path.read_bytes() for path in stored(tmp_path)}.items() >= done.items()
     for name in done:
