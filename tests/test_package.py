@@ -21,7 +21,8 @@ ALLOWED = {
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},
     # the story
-    "report": {"cost", "data", "deploy", "files", "intervals", "timing", "training"}, "plots": {"report"}, "checks": set(),
+    "report": {"cost", "data", "deploy", "files", "intervals", "timing", "training"}, "plots": {"report"},
+    "predictors": {"intervals"}, "checks": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training")
 
