@@ -11,7 +11,8 @@ import numpy as np
 
 from .intervals import Estimate
 
-__all__ = ["bootstrap", "cheapest_as_accurate", "geometric_mean", "held_out_errors", "pareto_mask", "spearman"]
+__all__ = ["bootstrap", "cheapest_as_accurate", "geometric_mean", "held_out_errors", "pareto_mask",
+           "ratio_of_means", "spearman"]
 
 
 def spearman(first, second) -> np.ndarray:
@@ -38,7 +39,7 @@ def geometric_mean(ratios) -> np.ndarray:
     return np.exp(np.log(ratios).mean(axis=-1))
 
 
-def bootstrap(statistic: Callable, *columns, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable, *columns, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
     """A statistic of one or more columns with its percentile bootstrap interval; whole rows are drawn.
 
     Args:   statistic: from arrays of shape (…, n) to shape (…), such as `spearman`; columns: n values each.
@@ -57,6 +58,21 @@ def bootstrap(statistic: Callable, *columns, confidence: float = 0.95, resamples
         raise ValueError(f"the statistic is undefined in some draws of {n} rows: too few different values")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(statistic(*columns)), float(low), float(high))
+
+
+def ratio_of_means(first, second, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of `first` ÷ mean of `second`, two separate samples, with its percentile bootstrap interval.
+
+    Raises: ValueError for fewer than three values in a sample, or values that are not positive.
+    """
+    (first,), (second,) = _columns(first), _columns(second)
+    if min(len(first), len(second)) < 3 or min(first.min(), second.min()) <= 0:
+        raise ValueError(f"need at least three positive values in each sample; got {len(first)} and {len(second)}, "
+                         f"the smallest {min(first.min(), second.min()):g}")
+    chance = np.random.default_rng(seed)
+    drawn = [x[chance.integers(len(x), size=(resamples, len(x)))].mean(axis=1) for x in (first, second)]
+    low, high = np.quantile(drawn[0] / drawn[1], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(first.mean() / second.mean()), float(low), float(high))
 
 
 def held_out_errors(features, energy, groups) -> np.ndarray:

@@ -61,6 +61,16 @@ def test_the_bootstrap_is_repeatable_and_narrower_with_less_confidence():
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
+def test_the_ratio_of_means_agrees_with_scipy_and_by_hand():
+    chance = np.random.default_rng(3)
+    first, second = chance.normal(6, 1, size=12), chance.normal(10, 1, size=9)
+    ours = predictors.ratio_of_means(first, second)
+    theirs = scipy.stats.bootstrap([first, second], lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+                                   method="percentile", rng=2).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
+    assert predictors.ratio_of_means([1, 2, 3], [4, 4, 4, 4]).value == 0.5
+
+
 # --- a family that the fit never saw ---
 
 def test_held_out_errors_by_hand():
@@ -135,6 +145,8 @@ def test_the_front_equals_that_of_the_ruler(points):
     (lambda: predictors.bootstrap(predictors.geometric_mean, [1, 2]), "at least three rows; got shape (2,)"),
     (lambda: predictors.bootstrap(predictors.geometric_mean, [1, 2, 3], confidence=95), "e.g. 0.95; got 95"),
     (lambda: predictors.bootstrap(predictors.spearman, [1, 1, 2], [1, 2, 3]), "undefined in some draws of 3 rows"),
+    (lambda: predictors.ratio_of_means([1, 2], [1, 2, 3]), "at least three positive values in each sample; got 2 and 3"),
+    (lambda: predictors.ratio_of_means([1, 2, 3], [1, 2, -7]), "the smallest -7"),
     (lambda: predictors.held_out_errors([1, 2], [1, 2], ["a", "a"]), "two groups or more; got 2, 2, 2 rows and 1 groups"),
     (lambda: predictors.held_out_errors([1, 2], [1, 0], ["a", "b"]), "positive energies"),
     (lambda: predictors.held_out_errors([1, 2, 3], [1, 2], ["a", "b"]), "got 3, 2, 2 rows"),

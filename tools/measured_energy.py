@@ -141,7 +141,7 @@ def mcu_trace(folder: Path) -> Table:
     rows = Rows(thin.round({"seconds": 3}))
     rows.story = [("read", len(source)), ("averaged in groups of up to ten, never across the border of a window", len(thin))]
     return rows.table(
-        "measured_mcu_trace", "One power trace with five inference windows (window 0: waiting).",
+        "measured_mcu_trace", "One power trace with five inference windows (window 0: waiting). Its folder was found by the length and the mean power of its windows.",
         {"seconds": "seconds", "watts": ("milliwatts", 1e-3), "window": "window", "averaged": "averaged"},
         "mlcommons/tiny_results_v1.0", "closed/STMicroelectronics/results/NUCLEO_L4R5ZI/kws/energy")
 
