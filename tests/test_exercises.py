@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from course_lib.checks import WrongAnswer
@@ -25,6 +26,9 @@ RESULTS = {
                      "bytes_of": {"big": 9000, "middle": 300, "small": 500, "poor": 10}},
     "02_pruning_threshold": {"levels": [0.5, 0.8, 0.9, 0.95], "dense_line": flat(0.97),
                              "after": {0.5: flat(0.97), 0.8: flat(0.968), 0.9: flat(0.945), 0.95: flat(0.93)}},
+    "05_real_joules": {"arm": pd.DataFrame(
+        [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
+        columns=["board", "joules", "top1_percent"])},
 }
 
 
@@ -68,6 +72,41 @@ EXERCISES = [
      [lambda w, m: w * ~m, lambda w, m: w, lambda w, m: w[m], lambda w, m: w.mul_(m), lambda w, m: m,
       lambda w, m: torch.tensor([[0.5, -2.0, 0.1], [3.0, 0.0, -1.0]])]),
     ("02_pruning_threshold", "check_4", [0.9, 9 / 10], [0.8, 0.95, 90, 2, 0.5]),
+    ("05_real_joules", "check_1",
+     [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
+     [lambda f, s: f,                                               # in proportion
+      lambda f, s: f + s,                                           # the whole, not only the rest, shrinks
+      lambda f, s: (1 - s) * f,                                     # the constant is forgotten
+      lambda f, s: f + (1 - f) * (1 - s),
+      lambda f, s: 1 - (s + (1 - s) * f),                           # what is saved, not what is left
+      lambda f, s: 0.625, 0.625]),
+    ("05_real_joules", "check_2",
+     [lambda b, a: (a - b) % 2**32 * 2**-14, lambda b, a: (a - b + (2**32 if a < b else 0)) / 16_384,
+      lambda b, a: ((a - b) & 0xFFFFFFFF) / 2**14],
+     [lambda b, a: (a - b) * 2**-14,                                # the tool's own way
+      lambda b, a: abs(a - b) * 2**-14,
+      lambda b, a: max(a - b, 0) * 2**-14,                          # throws the window away
+      lambda b, a: (a - b + 2**32) * 2**-14,                        # always one register
+      lambda b, a: (a - b) % (2**32 - 1) * 2**-14,                  # off by one
+      lambda b, a: (a - b) % 2**32,                                 # steps, not joules
+      lambda b, a: (a - b) % 2**31 * 2**-14]),
+    ("05_real_joules", "check_3",
+     [lambda j, a, w: min(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: sorted((x, y) for x, y in zip(j, a) if y >= w)[0][0]],
+     [lambda j, a, w: min(j),                                       # whatever the accuracy
+      lambda j, a, w: min((x for x, y in zip(j, a) if y > w), default=0.0),     # a tie is enough
+      lambda j, a, w: j[a.index(min(y for y in a if y >= w))],      # the least accurate one that is enough
+      lambda j, a, w: max(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: next(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: j.sort() or min(j)]),
+    ("05_real_joules", "check_4",
+     [lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb - ta), lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (ta - tb)],
+     [lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (tb - ta),       # the sign
+      lambda pa, ta, pb, tb: pb * tb - pa * ta,                     # joules, not watts
+      lambda pa, ta, pb, tb: (pa - pb) / (tb - ta),
+      lambda pa, ta, pb, tb: (pa + pb) / 2,
+      lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb + ta), 2.67]),
+    ("05_real_joules", "check_5", [0.2, 1 / 5, torch.tensor(0.2)], [0.05, 0.1, 0.3, 200.0, 70.0, "0.2"]),
 ]
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 
