@@ -3,6 +3,7 @@ PYTHON ?= python3
 EXECUTE ?=
 NB ?=
 OPTIONS ?=
+NAME ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ define build
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help book test sweep faults lab execute constraints clean distclean
+.PHONY: help book test sweep faults study lab execute constraints clean distclean
 
 help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
@@ -79,6 +80,11 @@ faults: $(STAMP) ## break course_lib in many small ways: a test must notice each
 	@$(BIN)/python tools/faults.py $(OPTIONS)
 
 # --- the authors' targets ---
+study: $(STAMP) ## run or resume a study: NAME=pruning_criteria OPTIONS='--jobs 2'
+	@if [ ! -f "studies/$(NAME).py" ] || [ ! -n "$(NAME)" ]; then \
+		echo "make: name a study: make study NAME=pruning_criteria; there are:" $$(cd studies && ls -1 pruning_*.py | sed 's/\.py$$//'); exit 1; fi
+	@$(BIN)/python studies/$(NAME).py $(OPTIONS)
+
 execute: $(STAMP) ## run notebooks and store their outputs; one only: NB=book/NAME.ipynb
 	@$(BIN)/python tools/execute.py $(NB)
 

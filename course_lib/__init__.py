@@ -2,14 +2,14 @@
 
 Small modules, one per idea. The ground: `data`, `models`, `training`, `files`, `intervals`, `declared`.
 The ruler: `cost`, `timing`, `deploy`. A technique: `pruning`. The story: `report`, `plots`,
-`predictors`, `checks`.
+`predictors`, `results`, `checks`.
 Modules load when they are first used, so that `import course_lib` costs nothing.
 """
 import importlib
 
 __version__ = "0.1.0"
 __all__ = ["checks", "cost", "data", "declared", "deploy", "files", "intervals", "models",
-           "plots", "predictors", "pruning", "report", "timing", "training", "vision"]
+           "plots", "predictors", "pruning", "report", "results", "timing", "training", "vision"]
 
 
 def __getattr__(name: str):

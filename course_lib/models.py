@@ -1,16 +1,18 @@
 """The models of the course: small enough to train in seconds, old enough to be famous.
 
 Each function builds a network with fresh random weights for images of any channel count and size,
-and notes how it was built in `model.architecture`, from which `files.load` builds it again.
+and notes how it was built in `model.architecture`, from which `files.load` builds it again. A technique
+that swaps layers adds its change to that note (`note_change`).
 All give logits of shape (n, classes). Book: chapter 1, "The models".
 """
 import functools
+import importlib
 import inspect
 
 import torch
 from torch import nn
 
-__all__ = ["BUILDERS", "build", "cnn", "lenet5", "lenet_300_100", "mlp", "resnet", "student"]
+__all__ = ["BUILDERS", "build", "cnn", "lenet5", "lenet_300_100", "mlp", "note_change", "resnet", "student"]
 
 BUILDERS = {}
 
@@ -36,12 +38,39 @@ def _remembers_its_architecture(builder):
 
 
 def build(architecture: dict) -> nn.Module:
-    """Build a model with fresh weights from the description in `model.architecture`."""
+    """Build a model with fresh weights from the description in `model.architecture`.
+
+    Changes that techniques noted are repeated in their order.
+    Raises: ValueError for an unknown builder or change.
+    """
     arguments = dict(architecture)
-    name = arguments.pop("builder", None)
+    name, changes = arguments.pop("builder", None), arguments.pop("changes", [])
     if name not in BUILDERS:
         raise ValueError(f"unknown builder {name!r}; choose one of {', '.join(BUILDERS)}")
-    return BUILDERS[name](**arguments)
+    model = BUILDERS[name](**arguments)
+    for technique, change, options in changes:
+        model = _find_change(technique, change)(model, **options)
+    return model
+
+
+def note_change(model: nn.Module, technique: str, change: str, **options) -> None:
+    """Add to `model.architecture` that its layers were changed, so that `build` can do it again.
+
+    Args: technique, change: a module of course_lib, and a key of the dictionary CHANGES in it. Its value is
+          a function of a model and `options`; it gives the model with the changed layers, and notes this.
+    """
+    _find_change(technique, change)
+    if hasattr(model, "architecture"):          # models made elsewhere can be changed too, but not saved whole
+        old = model.architecture.get("changes", [])
+        model.architecture = {**model.architecture, "changes": [*old, [technique, change, options]]}
+
+
+def _find_change(technique: str, change: str):
+    from . import __all__ as modules
+    found = importlib.import_module(f".{technique}", __package__) if technique in modules else None
+    if change not in getattr(found, "CHANGES", {}):
+        raise ValueError(f"unknown change {change!r} of technique {technique!r}; this version of course_lib has none such")
+    return found.CHANGES[change]
 
 
 def _after(size: int, *steps: int) -> int:

@@ -4,12 +4,14 @@ The checker's cell is taken from the notebook itself and run beside the imports 
 so that no network has to be trained here.
 """
 import functools
+import math
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
+from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
 
@@ -20,12 +22,32 @@ def flat(value):
     return Estimate(value, value, value)
 
 
+LENET = models.lenet_300_100()
+SMALL = torch.tensor([[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]])
+
+
+def to_csr(matrix):
+    """The three lists of CSR: row starts, columns, values."""
+    csr = matrix.to_sparse_csr()
+    return tuple(part.tolist() for part in (csr.crow_indices(), csr.col_indices(), csr.values()))
+
+
 # What the reader's notebook would hold by then.
 RESULTS = {
     "01_one_ruler": {"validation": {"big": 0.97, "middle": 0.965, "small": 0.96, "poor": 0.90},
                      "bytes_of": {"big": 9000, "middle": 300, "small": 500, "poor": 10}},
     "02_pruning_threshold": {"levels": [0.5, 0.8, 0.9, 0.95], "dense_line": flat(0.97),
                              "after": {0.5: flat(0.97), 0.8: flat(0.968), 0.9: flat(0.945), 0.95: flat(0.93)}},
+    "02_pruning_how_much": {"dense": LENET, "amounts": {"1.weight": 0.91, "3.weight": 0.84, "5.weight": 0.6},
+                            "tuned": {"equal in each layer": 0.93, "global": 0.96, "from the scan": 0.95},
+                            "accuracy": lambda model: model},
+    "02_pruning_removal": {"small": SMALL, "to_csr": to_csr,
+                           "validation": {"CNN 32-64": 0.970, "half removed": 0.968, "3/4 removed": 0.961,
+                                          "CNN 8-16 from scratch": 0.964, "ruined": 0.5},
+                           "size": {"CNN 32-64": 140_000, "half removed": 52_000, "3/4 removed": 21_700,
+                                    "CNN 8-16 from scratch": 21_600, "ruined": 900}},
+    "02_pruning_patterns": {"scores": {"dense": 0.956, "ticket": 0.952, "new weights": 0.92, "other zeros": 0.888,
+                                       "trained weights": 0.948}},
     "05_real_joules": {"arm": pd.DataFrame(
         [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
         columns=["board", "joules", "top1_percent"])},
@@ -34,6 +56,17 @@ RESULTS = {
 
 def in_place(weight, q):
     return weight.abs_() >= q * weight.std()
+
+
+def lowest_go(scores, amount):
+    mask = torch.ones(scores.numel(), dtype=torch.bool)
+    mask[scores.flatten().argsort()[:round(amount * scores.numel())]] = False
+    return mask.view_as(scores)
+
+
+def n_of_m(weight, n, m):
+    mask = torch.zeros(weight.numel() // m, m, dtype=torch.bool)
+    return mask.scatter(1, weight.reshape(-1, m).abs().topk(n).indices, True).view_as(weight)
 
 
 # notebook, checker, right answers (at least two), wrong answers (at least three)
@@ -72,6 +105,76 @@ EXERCISES = [
      [lambda w, m: w * ~m, lambda w, m: w, lambda w, m: w[m], lambda w, m: w.mul_(m), lambda w, m: m,
       lambda w, m: torch.tensor([[0.5, -2.0, 0.1], [3.0, 0.0, -1.0]])]),
     ("02_pruning_threshold", "check_4", [0.9, 9 / 10], [0.8, 0.95, 90, 2, 0.5]),
+    ("02_pruning_how_much", "check_1", [0.875, 7 / 8, 1 - 1 / 8], [0.5, 0.125, 87.5, 0.75, 7, "7/8"]),
+    ("02_pruning_how_much", "check_2",
+     [lambda a, n: sum(a[k] * n[k] for k in n) / sum(n.values()),
+      lambda a, n: 1 - sum((1 - a[k]) * n[k] for k in a) / sum(n[k] for k in a)],
+     [lambda a, n: sum(a.values()) / len(a),                                # every layer counts alike
+      lambda a, n: sum(a[k] * n[k] for k in n),                             # a count
+      lambda a, n: 1 - sum(a[k] * n[k] for k in n) / sum(n.values()),       # what stays
+      lambda a, n: 100 * sum(a[k] * n[k] for k in n) / sum(n.values()),
+      lambda a, n: sum(x * m for x, m in zip(a.values(), n.values())) / sum(n.values()),    # names ignored
+      lambda a, n: sum(a[k] * n.pop(k) for k in list(a)) / 1000, 0.86]),
+    ("02_pruning_how_much", "check_3",
+     [lowest_go, lambda s, a: (s.flatten().argsort().argsort() >= round(a * s.numel())).view_as(s)],
+     [lambda s, a: s > s.flatten().sort().values[min(s.numel() - 1, round(a * s.numel()))],      # all ties go
+      lambda s, a: ~lowest_go(s, a),                                        # what goes
+      lambda s, a: lowest_go(-s, a),                                        # the highest
+      lambda s, a: lowest_go(s, min(1, a + 1 / s.numel())),                 # one too many
+      lambda s, a: lowest_go(s, a).float(), lambda s, a: lowest_go(s, a).flatten(),
+      lambda s, a: lowest_go(s.zero_(), a)]),
+    ("02_pruning_how_much", "check_4", ["global", "".join(["glo", "bal"])], ["from the scan", "equal in each layer", 0.96, "Global"]),
+    ("02_pruning_removal", "check_1", [31 / 32, 0.96875, 1 - 1 / 32], [0.5, 1 / 32, 96.875, 0.875, 0.984375]),
+    ("02_pruning_removal", "check_2",
+     [lambda s, c, v, x: [sum(v[i] * x[c[i]] for i in range(s[r], s[r + 1])) for r in range(len(s) - 1)],
+      lambda s, c, v, x: [sum(w * x[j] for w, j in zip(v[a:b], c[a:b])) for a, b in zip(s[:-1], s[1:])]],
+     [lambda s, c, v, x: [sum(v[i] * x[i] for i in range(a, b)) for a, b in zip(s, s[1:])],    # columns forgotten
+      lambda s, c, v, x: [sum(v[i] * x[c[i]] for i in range(a, b - 1)) for a, b in zip(s, s[1:])],      # off by one
+      lambda s, c, v, x: [sum(v[i] * x[c[i]] for i in range(a, b)) for a, b in zip(s, s[1:]) if a < b],  # empty rows dropped
+      lambda s, c, v, x: [sum(v[i] for i in range(a, b)) for a, b in zip(s, s[1:])],
+      lambda s, c, v, x: [4.0, 13.0, 0, 15.0], [4.0, 13.0, 0, 15.0]]),
+    ("02_pruning_removal", "check_3",
+     [lambda keep, h: [c * h * h + i for c in keep for i in range(h * h)],
+      lambda keep, h: [i for c in keep for i in range(c * h**2, (c + 1) * h**2)]],
+     [lambda keep, h: [c * h + i for c in keep for i in range(h)],          # a side instead of an area
+      lambda keep, h: keep,                                                 # as if nothing were flattened
+      lambda keep, h: [c + i * 4 for c in keep for i in range(h * h)],      # pixel after pixel
+      lambda keep, h: [c * h * h + i + 1 for c in keep for i in range(h * h)],
+      lambda keep, h: [0, 1, 2, 3, 8, 9, 10, 11],
+      lambda keep, h: [keep.pop(0) * 0 for _ in range(len(keep))]]),
+    ("02_pruning_removal", "check_4", [lambda a: (1 - a) ** 2, lambda a: 1 - 2 * a + a * a],
+     [lambda a: 1 - a, lambda a: a**2, lambda a: 1 - a**2, lambda a: 100 * (1 - a) ** 2, lambda a: (1 - a) ** 3, 0.25]),
+    ("02_pruning_removal", "check_5", ["CNN 8-16 from scratch", "CNN 8-16" + " from scratch"],
+     ["CNN 32-64", "ruined", "half removed", "3/4 removed", 21_600]),
+    ("02_pruning_patterns", "check_1",
+     [lambda n, m, b: n / m * (1 + math.ceil(math.log2(m)) / b),
+      lambda n, m, b: n * (b + (m - 1).bit_length()) / (m * b)],
+     [lambda n, m, b: n / m,                                                # places are free
+      lambda n, m, b: (m - n) * (b + math.ceil(math.log2(m))) / (m * b),    # what goes; differs for 1:4
+      lambda n, m, b: n / m + 1 / b,                                        # true for 2:4 only
+      lambda n, m, b: n * (b + math.log2(m)) / (m * b),                     # parts of a bit; differs for 3:6
+      lambda n, m, b: n * (b + m) / (m * b), lambda n, m, b: n * (b + math.ceil(math.log2(m))), 0.53125]),
+    ("02_pruning_patterns", "check_2",
+     [n_of_m, lambda w, n, m: (w.view(-1, m).abs().argsort(1).argsort(1) >= m - n).view_as(w)],
+     [lambda w, n, m: ~n_of_m(w, n, m), lambda w, n, m: n_of_m(w, n, m).float(), lambda w, n, m: n_of_m(w, 2, 4),
+      lambda w, n, m: n_of_m(w, n, m).view(-1, m), lambda w, n, m: w * n_of_m(w, n, m),
+      lambda w, n, m: n_of_m(w.relu(), n, m),                               # magnitude forgotten
+      lambda w, n, m: n_of_m(w.t().contiguous(), n, m).t().contiguous().view_as(w),     # along the outputs
+      lambda w, n, m: n_of_m(w.zero_(), n, m)]),
+    ("02_pruning_patterns", "check_3",
+     [lambda i, n, m: math.comb(m, n) ** (i // m), lambda i, n, m: math.prod(math.comb(m, n) for _ in range(0, i, m))],
+     [lambda i, n, m: math.comb(i, i * n // m), lambda i, n, m: math.comb(m, n) * (i // m), lambda i, n, m: math.comb(m, n),
+      lambda i, n, m: 2**i, lambda i, n, m: math.perm(m, n) ** (i // m), lambda i, n, m: m**n, 36]),
+    ("02_pruning_patterns", "check_4",
+     [lambda first, last: first.sign() * first.std() * (last != 0),
+      lambda first, last: torch.where(last == 0, 0.0, torch.where(first > 0, first.std(), -first.std()))],
+     [lambda first, last: last.sign() * first.std(),                        # signs after training
+      lambda first, last: first.sign() * first.std(),                       # the mask forgotten
+      lambda first, last: first * (last != 0),                              # plain rewinding
+      lambda first, last: first.sign() * last.std() * (last != 0), lambda first, last: first.sign() * (last != 0),
+      lambda first, last: first.sign() * first.std() * (last == 0), lambda first, last: first.sign_() * 0.4 * (last != 0)]),
+    ("02_pruning_patterns", "check_5", ["ticket", "".join(["tick", "et"])],
+     ["other zeros", "dense", "trained weights", "new weights", 0.952]),
     ("05_real_joules", "check_1",
      [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
      [lambda f, s: f,                                               # in proportion

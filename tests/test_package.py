@@ -1,5 +1,6 @@
 """The package is light to import, its floors stay apart, its modules are small and documented."""
 import ast
+import graphlib
 import importlib
 import inspect
 from pathlib import Path
@@ -9,30 +10,45 @@ import pytest
 import course_lib
 from helpers import run_python
 
-SOURCES = {path.stem: path for path in sorted(Path(course_lib.__file__).parent.glob("*.py")) if path.stem != "__init__"}
+ROOT = Path(course_lib.__file__).parent
+# Every module by its name inside course_lib; one that outgrew a file is a package of small modules.
+SOURCES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+           for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
 
 # Who may import whom. Imports go down the floors only; techniques do not know each other or the ruler.
 ALLOWED = {
     # the ground
     "vision": set(), "intervals": set(), "declared": set(), "models": set(), "data": {"vision"}, "files": {"models"},
-    "training": {"data", "intervals"},
+    "training": {"data", "intervals"}, "results": {"intervals"},
     # techniques
-    "pruning": set(),
+    "pruning.weights": set(), "pruning.scores": {"pruning.weights"}, "pruning.masks": {"pruning.scores", "pruning.weights"},
+    "pruning.sensitivity": {"pruning.masks", "pruning.weights"},
+    "pruning.schedule": {"pruning.masks", "pruning.scores", "pruning.weights"},
+    "pruning.patterns": {"pruning.masks", "pruning.scores", "pruning.weights"},
+    "pruning.sparse": {"declared", "files", "models", "pruning.weights"},
+    "pruning.groups": {"training"}, "pruning.unit_scores": {"pruning.groups"},
+    "pruning.structured": {"models", "pruning.groups", "pruning.weights"},
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},
     # the story
     "report": {"cost", "data", "deploy", "files", "intervals", "timing", "training"}, "plots": {"report"},
     "predictors": {"intervals"}, "checks": set(),
 }
-GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training")
+GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results")
+TECHNIQUES = ("pruning",)
+PACKAGES = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
+for package in PACKAGES:                # opens all of its own modules, and nothing else
+    ALLOWED[package] = {name for name in SOURCES if name.startswith(f"{package}.")}
 
 
 def imported(path: Path) -> set[str]:
     """The modules of course_lib that a module imports, anywhere in it."""
-    found = set()
+    found, folder = set(), list(path.relative_to(ROOT).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            base = folder[: len(folder) + 1 - node.level]
+            found |= {".".join([*base, part]) for part in ([node.module] if node.module else [a.name for a in node.names])
+                      if part != "__all__"}            # the package's list of names, which loads nothing
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         assert not any(name.split(".")[0] == "course_lib" for name in names), f"{path.name}: import relatively"
@@ -40,12 +56,38 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_is_on_a_floor():
-    assert set(SOURCES) == set(ALLOWED) == set(course_lib.__all__)
+    assert set(SOURCES) == set(ALLOWED)
+    assert {name for name in SOURCES if "." not in name} == set(course_lib.__all__)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_imports_only_go_down_the_floors(name):
     assert imported(SOURCES[name]) <= ALLOWED[name]
+
+
+def test_the_floors_themselves_go_down():
+    """No circles; the ground knows only the ground; a technique only the ground and its own modules."""
+    assert list(graphlib.TopologicalSorter(ALLOWED).static_order())
+    for name, below in ALLOWED.items():
+        top = name.split(".")[0]
+        if top in GROUND or top in TECHNIQUES:
+            assert all(other in GROUND or top in TECHNIQUES and other.startswith(f"{top}.") for other in below), name
+
+
+@pytest.mark.parametrize("path, source, modules", [
+    ("a.py", "from . import b, c\nfrom .d import e", {"b", "c", "d"}),
+    ("a.py", "from .pruning.masks import prune", {"pruning.masks"}),
+    ("p/a.py", "from . import b\nfrom .c import d\nfrom .. import e\nfrom ..f import g", {"p.b", "p.c", "e", "f"}),
+    ("p/__init__.py", "from .a import *\ndef f():\n    from ..cost import macs", {"p.a", "cost"}),
+    ("p/a.py", "import torch\nfrom torch import nn", set()), ("a.py", "from . import __all__", set())])
+def test_relative_imports_are_found_in_packages_too(tmp_path, monkeypatch, path, source, modules):
+    monkeypatch.setattr("test_package.ROOT", tmp_path)
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(source, encoding="utf-8")
+    assert imported(tmp_path / path) == modules
+    (tmp_path / path).write_text("import course_lib.cost", encoding="utf-8")
+    with pytest.raises(AssertionError, match="import relatively"):
+        imported(tmp_path / path)
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -74,7 +116,9 @@ def test_every_public_name_exists_and_is_documented(name):
     for public in module.__all__:
         thing = getattr(module, public)
         if inspect.isfunction(thing) or inspect.isclass(thing):
-            assert thing.__module__ == module.__name__ and thing.__doc__, public
+            assert thing.__doc__, public
+            assert thing.__module__.startswith(f"course_lib.{name}.") if name in PACKAGES else \
+                thing.__module__ == module.__name__, public
             # dataclasses write a docstring of their own, which only repeats the signature
             assert not thing.__doc__.startswith(f"{public}("), public
             methods = [m for m in vars(thing).values() if inspect.isfunction(m) and not m.__name__.startswith("_")] \
@@ -87,7 +131,17 @@ def test_every_public_function_is_listed(name):
     module = importlib.import_module(f"course_lib.{name}")
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
     public = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"}
-    assert public - set(module.__all__) <= {"ResidualBlock"}        # a part of a model, not a door
+    inside = {"ResidualBlock",                                      # a part of a model, not a door
+              "check_fits", "check_fraction", "exact_magnitudes"}   # what the modules of pruning share
+    assert public - set(module.__all__) <= inside
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_offers_what_its_modules_offer(name):
+    package = importlib.import_module(f"course_lib.{name}")
+    modules = [importlib.import_module(f"course_lib.{part}") for part in ALLOWED[name]]
+    assert sorted(package.__all__) == sorted(public for module in modules for public in module.__all__)
+    assert all(getattr(package, public) is getattr(module, public) for module in modules for public in module.__all__)
 
 
 @pytest.mark.parametrize("name", SOURCES)

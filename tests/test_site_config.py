@@ -1,6 +1,7 @@
 """The book's settings and reference pages: the one repository address, the bibliography, the glossary."""
 import csv
 import importlib
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -194,7 +195,9 @@ def test_the_glossary_is_in_alphabetical_order_under_its_letters():
 
 def test_the_api_page_documents_every_module():
     page = (BOOK / "api.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"automodule:: course_lib\.(\w+)", page)) == sorted(course_lib.__all__)
+    modules = [module.name for module in pkgutil.walk_packages(course_lib.__path__, "course_lib.")]
+    assert sorted(re.findall(r"automodule:: (\S+)", page)) == sorted(modules)
+    assert re.findall(r"^#+ (course_lib\S+)$", page, re.MULTILINE) == re.findall(r"automodule:: (\S+)", page)
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +231,12 @@ def test_the_fields_of_a_class_become_a_list(to_rst):
 
 @pytest.mark.parametrize("lines", [
     ["Do it.", "", "Args:    model: any; **options: more", "         of them.", "         x, y: two.",
-     "Returns: a copy.", "Raises:  ValueError if not."],
+     "Returns: a copy.", "Raises:  ValueError if not.", "Source:  someone.", "Equals:  a library."],
     ["Do it.", "", "Args:", "    model: any; **options: more", "        of them.", "    x, y: two.", "",
-     "Returns:", "    a copy.", "", "Raises:", "    ValueError if not."]])
+     "Returns:", "    a copy.", "", "Raises:", "    ValueError if not.", "", "Source:", "    someone.", "",
+     "Equals:", "    a library."]])
 def test_the_sections_of_a_docstring_become_fields_in_either_layout(to_rst, lines):
     page = rendered(to_rst(lines))
-    assert [tag.get_text().strip(": ") for tag in page.find_all("dt")] == ["Args", "Returns", "Raises"]
+    assert [tag.get_text().strip(": ") for tag in page.find_all("dt")] == ["Args", "Returns", "Raises", "Source", "Equals"]
     assert [" ".join(tag.get_text().split()) for tag in page.find_all("li")] == [
         "model: any; **options: more of them.", "x, y: two."]

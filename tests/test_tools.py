@@ -145,7 +145,8 @@ def test_a_notebook_depends_on_the_modules_that_it_reaches(tool, tmp_path, code,
 def project(tmp_path):
     """A book of two notebooks; the first uses the data module, a table, and a magic."""
     return write(tmp_path, {**PACKAGE, "requirements.txt": "numpy==1\n", "tests/sanitize.cfg": "", "book/data/t.csv": "1",
-                            "book/a.ipynb": notebook("%matplotlib inline\nfrom course_lib import data", "open('data/t.csv')"),
+                            "studies/results/s.json": "1", "book/a.ipynb": notebook(
+                                "%matplotlib inline\nfrom course_lib import data", "open('data/t.csv'), load('s')"),
                             "book/b.ipynb": notebook("print(1)")})
 
 
@@ -176,7 +177,7 @@ def test_sweep_runs_again_only_what_changed(tool, project):
     assert runs.seen == [("a", "base"), ("a", "seed1"), ("b", "base"), ("b", "seed1")]
     assert len(do_sweep(tool, project, runs)) == 4 and runs.seen == []
     for file, text, again in [("course_lib/data.py", "x = 1", {"a"}), ("course_lib/timing.py", "x = 1", set()),
-                              ("book/data/t.csv", "2", {"a"}), ("book/b.ipynb", notebook("print(2)"), {"b"}),
+                              ("book/data/t.csv", "2", {"a"}), ("studies/results/s.json", "2", {"a"}), ("book/b.ipynb", notebook("print(2)"), {"b"}),
                               ("requirements.txt", "numpy==2\n", {"a", "b"})]:
         write(project, {file: text})
         do_sweep(tool, project, runs)

@@ -1,14 +1,14 @@
 """Sphinx extension: the API page from docstrings that are plain text with `code` in backticks.
 
 A docstring of this course has a first sentence, perhaps more text, and sections that open with
-`Args:`, `Returns:`, `Raises:`, `Example:` or `Source:`. A paragraph of lines `name: meaning` lists the
+`Args:`, `Returns:`, `Raises:`, `Example:`, `Source:` or `Equals:`. A paragraph of lines `name: meaning` lists the
 fields of a class. Nothing else in it is markup, so a `*` or a `|w|` means itself. An indented block
 outside a section is shown as it stands.
 """
 import re
 import textwrap
 
-SECTION = re.compile(r"(Args|Returns|Raises|Example|Source):(?:\s+(.*))?$")
+SECTION = re.compile(r"(Args|Returns|Raises|Example|Source|Equals):(?:\s+(.*))?$")
 NAMED = re.compile(r"(\*{0,2}[a-z_]\w*(?:, \*{0,2}[a-z_]\w*)*): +(.*)$")
 
 

@@ -5,7 +5,7 @@
 Each arm changes one thing against the base setting, and nbval says whether the notebook's stored
 text and its claims still hold. Each finished pair of notebook and arm is stored at once under
 _build/sweep/, and is run again only when something that could change it has changed: the notebook,
-the modules of course_lib that it imports, its data tables, the pinned packages. The exit code is 1
+the modules of course_lib that it imports, its data tables and stored studies, the pinned packages. The exit code is 1
 if any pair failed.
 """
 import argparse
@@ -139,7 +139,8 @@ def key_of(path: Path, arm: Arm, root: Path) -> str:
     except SyntaxError:                                 # some magic: depend on everything
         modules = module_files(root / PACKAGE)
     tables = [p for p in sorted((path.parent / "data").glob("*")) if p.name in code]
-    files = [*modules.values(), *tables, root / "requirements.txt", root / "tests" / "sanitize.cfg"]
+    studies = [p for p in sorted((root / "studies" / "results").glob("*.json")) if p.stem in code]
+    files = [*modules.values(), *tables, *studies, root / "requirements.txt", root / "tests" / "sanitize.cfg"]
     content = {"arm": dataclasses.asdict(arm), "base": BASE, "cells": cells,
                "files": [[str(p.relative_to(root)), hashlib.sha256(p.read_bytes()).hexdigest()]
                          for p in files if p.is_file()]}
