@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from course_lib import cost, deploy, energy, intervals, models, pruning, timing
+from course_lib import cost, deploy, energy, models, predictors, pruning, timing
 from course_lib.declared import LayerCost
 
 ONNX_RUNTIME, EAGER = "ONNX Runtime", "eager PyTorch"
@@ -67,7 +67,7 @@ def cpu_seconds(functions: dict, inputs, *, blocks: int) -> dict[str, float]:
     return {name: timed.seconds(name, clock="cpu") / len(inputs) for name in functions}
 
 
-def predictors(layers: dict[str, list[LayerCost]], batch: int) -> dict[str, list[float]]:
+def stand_ins(layers: dict[str, list[LayerCost]], batch: int) -> dict[str, list[float]]:
     """What ranks the variants, one number each."""
     def modelled(**which):
         return [energy.modelled_from_costs(rows, batch=batch, **which).value for rows in layers.values()]
@@ -96,11 +96,11 @@ def main() -> None:
         for batch in options.batches:
             inputs = images[:batch].numpy() if runtime == ONNX_RUNTIME else images[:batch]
             seconds = cpu_seconds(functions, inputs, blocks=options.blocks)
-            found = predictors(counted, batch)
+            found = stand_ins(counted, batch)
             print(f"\n{runtime}, batch {batch}, {len(functions)} variants: CPU time and modelled energy (weights on chip)")
             for name, joules in sorted(zip(functions, found["modelled, weights on chip"]), key=lambda pair: seconds[pair[0]]):
                 print(f"  {name:28} {1e6 * seconds[name]:8.2f} µs  {energy.format_joules(joules):>8}")
-            correlation = {what: intervals.rank_correlation(values, list(seconds.values())) for what, values in found.items()}
+            correlation = {what: predictors.bootstrap(predictors.spearman, values, list(seconds.values())) for what, values in found.items()}
             for what, e in correlation.items():
                 print(f"  Spearman, {what:30} {e.value:5.2f}  [{e.low:5.2f}, {e.high:5.2f}]")
             chip, macs = correlation["modelled, weights on chip"], correlation["MACs, as executed"]

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["Estimate", "bootstrap_median", "mean_over_runs", "paired_difference", "rank_correlation", "wilson"]
+__all__ = ["Estimate", "bootstrap_median", "mean_over_runs", "paired_difference", "wilson"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,33 +85,3 @@ def bootstrap_median(values, *, confidence: float = 0.95, resamples: int = 2000,
     medians = np.median(values[picks], axis=1)
     low, high = np.quantile(medians, [1 - _upper_end(confidence), _upper_end(confidence)])
     return Estimate(float(np.median(values)), float(low), float(high))
-
-
-def rank_correlation(x, y, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Spearman's rank correlation of paired values, with its percentile bootstrap interval over the pairs.
-
-    Raises: ValueError for fewer than four pairs, or values that are all the same.
-    Source: Spearman 1904; ties share their mean rank. Equals scipy.stats.spearmanr.
-    """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 4:
-        raise ValueError(f"need at least four pairs, in two arrays of one dimension; got shapes {x.shape} and {y.shape}")
-    value = _spearman(x, y)
-    if np.isnan(value):
-        raise ValueError("values that are all the same, or not numbers, have no rank correlation")
-    picks = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    found = np.array([_spearman(x[pick], y[pick]) for pick in picks])
-    ends = np.nanquantile(found, [1 - _upper_end(confidence), _upper_end(confidence)])     # resamples of one value have none
-    return Estimate(value, float(ends[0]), float(ends[1]))
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    a, b = (_ranks(v) - (len(v) + 1) / 2 for v in (x, y))
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale else math.nan
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -9,7 +9,7 @@ import torch
 
 from . import joules, report
 
-__all__ = ["COLOURS", "estimates", "images", "pareto", "pareto_joules", "use_style", "weight_histogram"]
+__all__ = ["COLOURS", "estimates", "forest", "images", "pareto", "pareto_joules", "use_style", "weight_histogram"]
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
@@ -54,6 +54,22 @@ def estimates(x, series: dict[str, list], *, xlabel: str, ylabel: str, joined: b
                     linestyle=["-", "--", ":", "-."][i % 4] if joined else "none", capsize=3, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(loc="best", fontsize=9)
+    return ax
+
+
+def forest(names: list[str], series: dict[str, list], *, xlabel: str, line: float | None = None, ax=None):
+    """`intervals.Estimate`s beside their names, the first name on top; `line` marks a value such as 1."""
+    ax = ax or plt.gca()
+    for i, (label, points) in enumerate(series.items()):
+        value, low, high = np.array([(p.value, p.low, p.high) for p in points]).T
+        y = np.arange(len(names)) + (i - (len(series) - 1) / 2) * 0.22       # so that bars do not hide each other
+        ax.errorbar(value, y, xerr=[value - low, high - value], marker="osD^v"[i % 5], markersize=4, linestyle="none",
+                    capsize=2, label=label)
+    if line is not None:
+        ax.axvline(line, color=COLOURS[-1], linewidth=1, linestyle=":")
+    ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    if len(series) > 1:
+        ax.legend(loc="best", fontsize=9)
     return ax
 
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from course_lib import models
@@ -47,6 +48,9 @@ RESULTS = {
                                     "CNN 8-16 from scratch": 21_600, "ruined": 900}},
     "02_pruning_patterns": {"scores": {"dense": 0.956, "ticket": 0.952, "new weights": 0.92, "other zeros": 0.888,
                                        "trained weights": 0.948}},
+    "05_real_joules": {"arm": pd.DataFrame(
+        [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
+        columns=["board", "joules", "top1_percent"])},
 }
 
 
@@ -171,6 +175,41 @@ EXERCISES = [
       lambda first, last: first.sign() * first.std() * (last == 0), lambda first, last: first.sign_() * 0.4 * (last != 0)]),
     ("02_pruning_patterns", "check_5", ["ticket", "".join(["tick", "et"])],
      ["other zeros", "dense", "trained weights", "new weights", 0.952]),
+    ("05_real_joules", "check_1",
+     [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
+     [lambda f, s: f,                                               # in proportion
+      lambda f, s: f + s,                                           # the whole, not only the rest, shrinks
+      lambda f, s: (1 - s) * f,                                     # the constant is forgotten
+      lambda f, s: f + (1 - f) * (1 - s),
+      lambda f, s: 1 - (s + (1 - s) * f),                           # what is saved, not what is left
+      lambda f, s: 0.625, 0.625]),
+    ("05_real_joules", "check_2",
+     [lambda b, a: (a - b) % 2**32 * 2**-14, lambda b, a: (a - b + (2**32 if a < b else 0)) / 16_384,
+      lambda b, a: ((a - b) & 0xFFFFFFFF) / 2**14],
+     [lambda b, a: (a - b) * 2**-14,                                # the tool's own way
+      lambda b, a: abs(a - b) * 2**-14,
+      lambda b, a: max(a - b, 0) * 2**-14,                          # throws the window away
+      lambda b, a: (a - b + 2**32) * 2**-14,                        # always one register
+      lambda b, a: (a - b) % (2**32 - 1) * 2**-14,                  # off by one
+      lambda b, a: (a - b) % 2**32,                                 # steps, not joules
+      lambda b, a: (a - b) % 2**31 * 2**-14]),
+    ("05_real_joules", "check_3",
+     [lambda j, a, w: min(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: sorted((x, y) for x, y in zip(j, a) if y >= w)[0][0]],
+     [lambda j, a, w: min(j),                                       # whatever the accuracy
+      lambda j, a, w: min((x for x, y in zip(j, a) if y > w), default=0.0),     # a tie is enough
+      lambda j, a, w: j[a.index(min(y for y in a if y >= w))],      # the least accurate one that is enough
+      lambda j, a, w: max(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: next(x for x, y in zip(j, a) if y >= w),
+      lambda j, a, w: j.sort() or min(j)]),
+    ("05_real_joules", "check_4",
+     [lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb - ta), lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (ta - tb)],
+     [lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (tb - ta),       # the sign
+      lambda pa, ta, pb, tb: pb * tb - pa * ta,                     # joules, not watts
+      lambda pa, ta, pb, tb: (pa - pb) / (tb - ta),
+      lambda pa, ta, pb, tb: (pa + pb) / 2,
+      lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb + ta), 2.67]),
+    ("05_real_joules", "check_5", [0.2, 1 / 5, torch.tensor(0.2)], [0.05, 0.1, 0.3, 200.0, 70.0, "0.2"]),
 ]
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 

@@ -125,29 +125,3 @@ def test_bootstrap_median_is_the_same_again_for_the_same_seed():
 
 def test_a_median_of_constant_values_has_an_interval_without_width():
     assert intervals.bootstrap_median([2.5] * 9) == intervals.Estimate(2.5, 2.5, 2.5)
-
-
-# --- rank correlation ---
-
-def test_the_rank_correlation_by_hand():
-    """Ranks 1 2 3 4 against 2 1 4 3: 1 − 6·4 / (4·15)."""
-    assert intervals.rank_correlation([10, 20, 30, 40], [2, 1, 4, 3]).value == pytest.approx(0.6)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-10, 10)), min_size=4, max_size=15))
-@settings(max_examples=60)
-def test_the_rank_correlation_equals_scipy_and_lies_in_its_interval(pairs):
-    x, y = np.array(pairs, dtype=float).T
-    if len(set(x)) > 1 and len(set(y)) > 1:
-        e = intervals.rank_correlation(x, y, resamples=200)
-        assert e.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-9)
-        assert -1 - 1e-9 <= e.low <= e.high <= 1 + 1e-9
-
-
-@given(st.lists(st.floats(0.1, 10), min_size=4, max_size=10, unique=True))
-@settings(max_examples=30)
-def test_only_the_order_counts_for_the_rank_correlation(values):
-    other = np.random.default_rng(0).permutation(len(values))
-    assert intervals.rank_correlation(values, other) == intervals.rank_correlation(np.log(values), other)
-    assert intervals.rank_correlation(values, values).value == pytest.approx(1)
-    assert intervals.rank_correlation(values, -np.array(values)).value == pytest.approx(-1)

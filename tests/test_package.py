@@ -39,7 +39,7 @@ ALLOWED = {
     # the story
     "joules": {"declared", "energy", "intervals", "timing"},
     "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "timing", "training"},
-    "plots": {"joules", "report"}, "checks": set(),
+    "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results")
 TECHNIQUES = ("pruning",)

@@ -64,6 +64,21 @@ def test_estimates_are_drawn_with_their_intervals(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("sparsity", "accuracy")
 
 
+def test_a_forest_is_drawn_from_the_top_with_its_intervals(ax):
+    e = intervals.Estimate
+    series = {"one": [e(0.4, 0.3, 0.6), e(1.2, 1.1, 1.5)], "two": [e(0.5, 0.4, 0.7), e(2.0, 1.0, 3.0)]}
+    assert plots.forest(["first", "second"], series, ax=ax, xlabel="ratio", line=1) is ax
+    bars = [segment for container in ax.containers for segment in container[2][0].get_segments()]
+    np.testing.assert_allclose([bar[:, 0] for bar in bars], [(p.low, p.high) for row in series.values() for p in row])
+    values = [x for container in ax.containers for x in container[0].get_xdata()]
+    assert values == [p.value for row in series.values() for p in row]
+    heights = [y for container in ax.containers for y in container[0].get_ydata()]
+    assert heights == pytest.approx([-0.11, 0.89, 0.11, 1.11]) and ax.yaxis_inverted()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["one", "two"]
+    assert ax.get_xlabel() == "ratio" and any(list(line.get_xdata()) == [1, 1] for line in ax.lines)
+
+
 def test_the_pareto_plot_joins_the_models_that_none_beats(ax):
     rows = [row("large", 950, 1000), row("beaten", 900, 1000), row("small", 900, 10), row("middle", 930, 100)]
     assert plots.pareto(rows, lambda r: r.cost, xlabel="bytes", ax=ax) is ax
@@ -102,6 +117,7 @@ def test_without_axes_the_current_ones_are_used(ax):
     assert plots.weight_histogram(torch.rand(5)) is ax is plt.gca()
     e = intervals.Estimate(1, 0, 2)
     assert plots.estimates([1, 2], {"a": [e, e]}, xlabel="x", ylabel="y") is ax
+    assert plots.forest(["a", "b"], {"a": [e, e]}, xlabel="x") is ax
     assert plots.pareto([row("a", 5, 10)], lambda r: r.cost, xlabel="x") is ax
 
 
