@@ -2,13 +2,13 @@
 
 Small modules, one per idea. The ground: `data`, `models`, `training`, `files`, `intervals`, `declared`.
 The ruler: `cost`, `timing`, `energy`, `deploy`. A technique: `pruning`.
-The story: `report`, `joules`, `plots`, `predictors`, `results`, `checks`.
+The story: `report`, `joules`, `carbon`, `plots`, `predictors`, `results`, `checks`.
 Modules load when they are first used, so that `import course_lib` costs nothing.
 """
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "models",
+__all__ = ["carbon", "checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "models",
            "plots", "predictors", "pruning", "report", "results", "timing", "training", "vision"]
 
 

@@ -36,8 +36,9 @@ ALLOWED = {
     "energy.adapters": {"energy.measured"},
     "energy.available": {"energy.adapters", "energy.measured", "energy.nvml", "energy.quantity", "energy.rapl"},
     "energy.paired": {"intervals", "timing", "energy.declared_power", "energy.measured", "energy.quantity", "energy.tables"},
+    "energy.payback": {"intervals", "energy.quantity"},
     # the story
-    "joules": {"declared", "energy", "intervals", "timing"},
+    "carbon": {"energy"}, "joules": {"declared", "energy", "intervals", "timing"},
     "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "timing", "training"},
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }

@@ -5,7 +5,7 @@ reader or a table declares. Modelled: operations and bytes times the constants o
 amount knows its tier, its method and its boundary, and arithmetic between amounts that do not belong
 together raises. This package sits on `timing` and `cost`, and knows no technique. Book: "Energy".
 """
-from . import adapters, available, declared_power, measured, modelling, nvml, paired, quantity, rapl, tables
+from . import adapters, available, declared_power, measured, modelling, nvml, paired, payback, quantity, rapl, tables
 from .adapters import *
 from .available import *
 from .declared_power import *
@@ -13,9 +13,10 @@ from .measured import *
 from .modelling import *
 from .nvml import *
 from .paired import *
+from .payback import *
 from .quantity import *
 from .rapl import *
 from .tables import *
 
 __all__ = [*adapters.__all__, *available.__all__, *declared_power.__all__, *measured.__all__, *modelling.__all__,
-           *nvml.__all__, *paired.__all__, *quantity.__all__, *rapl.__all__, *tables.__all__]
+           *nvml.__all__, *paired.__all__, *payback.__all__, *quantity.__all__, *rapl.__all__, *tables.__all__]
