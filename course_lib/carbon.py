@@ -58,9 +58,13 @@ class Carbon:
 def carbon(amount: energy.Energy, grid: Grid) -> Carbon:
     """Grams of CO2e of an amount of energy on a grid. The interval is that of the energy; the grid's own is not known.
 
-    Raises: TypeError for a bare number of joules or of grams: neither says what it is.
+    Raises: TypeError for a bare number of joules or of grams: neither says what it is;
+            ValueError for a modelled energy: it compares models, and no meter or bill ever saw it.
     """
     if not isinstance(amount, energy.Energy) or not isinstance(grid, Grid):
         raise TypeError(f"need an Energy and a Grid, such as carbon.GRIDS['World']; got {amount!r} and {grid!r}")
+    if amount.tier == energy.MODELLED:
+        raise ValueError("a modelled energy compares models and is no electricity that a grid delivered: "
+                         "use a measured or a declared one")
     low, high = (end / JOULES_PER_KWH * grid.grams_per_kwh for end in (amount.low, amount.high))
     return Carbon(low, high, amount, grid)

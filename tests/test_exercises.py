@@ -175,6 +175,35 @@ EXERCISES = [
       lambda first, last: first.sign() * first.std() * (last == 0), lambda first, last: first.sign_() * 0.4 * (last != 0)]),
     ("02_pruning_patterns", "check_5", ["ticket", "".join(["tick", "et"])],
      ["other zeros", "dense", "trained weights", "new weights", 0.952]),
+    ("05_energy", "check_1",
+     [lambda wh, low, high: (wh * 3600 / high, wh * 3600 / low), lambda wh, low, high: (wh / high * 3.6e3, 60 * 60 * wh / low)],
+     [lambda wh, low, high: (wh * 3600 / low, wh * 3600 / high),    # the wrong way round
+      lambda wh, low, high: (wh / high, wh / low),                  # watt-hours taken for joules
+      lambda wh, low, high: (wh * 60 / high, wh * 60 / low),
+      lambda wh, low, high: wh * 3600 * 2 / (low + high),           # one number for an interval
+      lambda wh, low, high: [wh * 3600 / high, wh * 3600 / low], (1800.0, 3600.0)]),
+    ("05_energy", "check_2",
+     [lambda i, o, b: i * o * (4.6 + 4 * 243.75 / b), lambda i, o, b: 4.6 * i * o + 975.0 * i * o / b],
+     [lambda i, o, b: i * o * (4.6 + 4 * 243.75),                   # the batch is forgotten
+      lambda i, o, b: i * o * (4.6 + 243.75 / b),                   # a weight of one byte
+      lambda i, o, b: i * o * (4.6 / b + 4 * 243.75 / b),           # arithmetic is not shared
+      lambda i, o, b: i * o * (3.7 + 4 * 243.75 / b),               # the addition is forgotten
+      lambda i, o, b: (i + o) * (4.6 + 4 * 243.75 / b),
+      lambda i, o, b: b * i * o * 4.6 + 4 * i * o * 243.75]),       # the whole batch, not one inference
+    ("05_energy", "check_3", [lambda byte, mac: 4 * byte / mac, lambda byte, mac: byte / (mac / 4)],
+     [lambda byte, mac: byte / mac, lambda byte, mac: mac / (4 * byte), lambda byte, mac: 4 * byte * mac,
+      lambda byte, mac: 4 * byte / mac + 1, lambda byte, mac: 212, 212]),
+    ("05_energy", "check_4", [(True, False, False, True, False), tuple(n in (0, 3) for n in range(5))],
+     [(True, True, False, True, False), (False, False, False, True, False), (True, False, False, True, True),
+      (True, False, True, True, False), (True, False, False, True), (1, 4), True]),
+    ("05_energy", "check_5",
+     [lambda tf, pf, ts, ps, w: (pf - w) * tf < (ps - w) * ts,
+      lambda tf, pf, ts, ps, w: pf * tf + w * (9 - tf) < ps * ts + w * (9 - ts)],
+     [lambda tf, pf, ts, ps, w: pf * tf < ps * ts,                  # gross only
+      lambda tf, pf, ts, ps, w: (pf - w) * tf > (ps - w) * ts,
+      lambda tf, pf, ts, ps, w: tf < ts,                            # time only
+      lambda tf, pf, ts, ps, w: pf < ps,
+      lambda tf, pf, ts, ps, w: pf * tf + w * tf < ps * ts + w * ts, True]),
     ("05_real_joules", "check_1",
      [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
      [lambda f, s: f,                                               # in proportion
@@ -227,7 +256,7 @@ def checker(name, function, answer_name=None):
     """Run the imports and the checker's cell of a notebook with `...` as answer; return the checker."""
     source, = [c for c in cells(name, "checker") if f"def {function}(" in c]
     answers = {line.split(" = ")[0]: ... for cell in cells(name, "answer") for line in cell.splitlines()}
-    namespace = {**RESULTS[name], **answers}
+    namespace = {**RESULTS.get(name, {}), **answers}
     imports = "\n".join(line for line in cells(name, "imports")[0].splitlines() if line.startswith(("import", "from")))
     exec(imports, namespace)
     exec(source, namespace)

@@ -95,3 +95,27 @@ def test_bare_numbers_are_refused():
     for amount, grid in ((3.6e6, carbon.GRIDS["World"]), (measured(1, 1, 1), 481)):
         with pytest.raises(TypeError, match="need an Energy and a Grid"):
             carbon.carbon(amount, grid)
+
+
+def test_modelled_joules_never_become_grams():
+    modelled = energy.Energy(energy.MODELLED, "as executed", "arithmetic", 0, "a table", 1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="a modelled energy compares models and is no electricity"):
+        carbon.carbon(modelled, carbon.GRIDS["World"])
+
+
+# --- many times the same task ---
+
+def test_a_million_times_keeps_the_origin_and_scales_all_ends():
+    many = declared(0.002, 0.1).times(1_000_000, per="million inferences")
+    assert (many.low, many.high, many.value, many.per) == (pytest.approx(1800), pytest.approx(6600), None, "million inferences")
+    assert many.seconds.value == pytest.approx(2000) and many.tier == "declared" and many.runs == 3
+    board = measured(2, 1, 4).times(10, per="ten")
+    assert (board.value, board.low, board.high, board.seconds) == (20, 10, 40, None)
+    with pytest.raises(energy.EnergyMismatch, match="per"):
+        board - measured(2, 1, 4)
+
+
+@pytest.mark.parametrize("count", [0, -3, float("nan"), float("inf"), True, "ten"])
+def test_a_count_that_is_no_number_of_tasks_is_refused(count):
+    with pytest.raises(ValueError, match="count must be a finite number above 0"):
+        measured(2, 1, 4).times(count, per="many")

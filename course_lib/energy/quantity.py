@@ -87,6 +87,17 @@ class Energy(_Origin):
         """What is left: low end minus high end for independent amounts, matching ends for modelled ones."""
         return self._combine(other, "subtract", lambda a, b: a - b, crossed=self.tier != MODELLED)
 
+    def times(self, count: float, *, per: str) -> "Energy":
+        """The energy of `count` such tasks, such as a million inferences; `per` names them.
+
+        Raises: ValueError unless count is a finite number above 0.
+        """
+        if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 < count < math.inf:
+            raise ValueError(f"count must be a finite number above 0, such as 1_000_000; got {count!r}")
+        seconds = self.seconds and Estimate(*(count * x for x in (self.seconds.value, self.seconds.low, self.seconds.high)))
+        return dataclasses.replace(self, value=None if self.value is None else count * self.value, low=count * self.low,
+                                   high=count * self.high, per=per, seconds=seconds)
+
     def _combine(self, other, verb: str, apply: Callable, *, crossed: bool) -> "Energy":
         if not isinstance(other, Energy):
             return NotImplemented
