@@ -49,7 +49,7 @@ def provenance(study, units: list[dict], address: str | None = None) -> dict:
     command = " ".join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return {"command": command.replace(address, "ADDRESS") if address else command,
             "date": time.strftime("%Y-%m-%d"), "dataset": study.dataset, "seeds": list(study.seeds),
-            "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+            "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in (*PACKAGES, *study.packages)}},
             "machine": "; ".join(sorted({unit["machine"] for unit in units})),
             "unit_seconds": round(sum(unit["seconds"] for unit in units), 1),
             "revision": git("rev-parse", "HEAD") or "unknown", "changed_since_revision": bool(changed), "fingerprint": study.fingerprint}

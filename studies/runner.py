@@ -36,12 +36,19 @@ RESTARTS = 3        # how often a pool that lost a worker is started again
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What to run. `unit` takes a configuration's name and a seed, and gives rows: flat dictionaries."""
+    """What to run. `unit` takes a configuration's name and a seed, and gives rows: flat dictionaries.
+
+    jobs: units at the same time, unless the command line says otherwise; measured: no number comes out twice the same, so
+    `--check` compares the names only; packages: what is needed beyond the course, for the provenance.
+    """
     name: str
     configurations: tuple[str, ...]
     seeds: tuple[int, ...]
     unit: Callable[[str, int], list[dict]]
     dataset: str = "mnist-5k"
+    jobs: int = 2
+    measured: bool = False
+    packages: tuple[str, ...] = ()
 
     @functools.cached_property      # of the code that runs, even if the files change meanwhile
     def fingerprint(self) -> str:
@@ -161,7 +168,7 @@ def _pool(backend: str, address: str | None, jobs: int):
 def main(study: Study) -> None:
     """The command line of a study's script."""
     parser = argparse.ArgumentParser(description=inspect.getmodule(study.unit).__doc__)
-    parser.add_argument("--jobs", type=int, default=2, help="units that run at the same time (default: 2)")
+    parser.add_argument("--jobs", type=int, default=study.jobs, help="units that run at the same time (default: %(default)s)")
     parser.add_argument("--backend", choices=("loky", "dask", "ray"), default="loky", help="processes here, or a cluster")
     parser.add_argument("--address", help="the cluster's scheduler; without it one is started here")
     parser.add_argument("--dataset", default=study.dataset, help="another data set; its results are shown, not stored")
@@ -189,7 +196,8 @@ def check(study: Study) -> None:
         record, _ = run_unit(study.unit, study.label(configuration, seed), Path(folder, "unit.json"))
 
     def exact(rows):            # times are measured, and differ from run to run
-        return [{k: v for k, v in row.items() if not k.startswith(("cpu_", "configuration", "seed"))} for row in rows]
+        return [{k: type(v) if study.measured and not isinstance(v, str) else v for k, v in row.items()
+                 if not k.startswith(("cpu_", "configuration", "seed"))} for row in rows]
 
     if exact(record["rows"]) != exact(expected):
         raise SystemExit(f"{study.name}: {configuration}, seed {seed} no longer gives the stored rows: run the study again")
