@@ -31,17 +31,17 @@ def process_run(batch: int, seed: int, seconds: float | None = None, blocks: int
     counter = energy.best_available().counter
     seconds = seconds or (energy.HEADLINE_SECONDS if counter else 1.0)
     images = torch.rand(batch, 1, 28, 28)
-    calls = {name: lambda run=deployed(model, images): run(images.numpy()) for name, model in networks().items()}
+    calls = {name: lambda run=deployed(model): run(images.numpy()) for name, model in networks().items()}
     idle = energy.idle(counter, seconds=seconds) if counter else None
     paired = energy.compare(calls, counter=counter, window_seconds=seconds, blocks=blocks, inferences=batch, seed=seed)
     return [row(paired, name, power) for name in (*calls, timing.AGAIN) for power in ([None, idle] if idle else [None])]
 
 
-def deployed(model: torch.nn.Module, images: torch.Tensor):
+def deployed(model: torch.nn.Module):
     """The model in ONNX Runtime, one thread."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        deploy.export_onnx(model, path, images)
+        deploy.export_onnx(model, path, torch.rand(64, 1, 28, 28))
         return deploy.load_onnx(path.read_bytes())
 
 
