@@ -14,7 +14,7 @@ from .declared import LayerCost
 __all__ = ["Joules", "caption", "cells", "joules_of", "relative"]
 
 BRACKETS = (energy.ON_CHIP, energy.DRAM)
-WINDOW_SECONDS, BLOCKS = 0.25, 8        # short, for a notebook; a figure to be quoted needs a study
+WINDOW_SECONDS, BLOCKS = 0.15, 6        # short, for a notebook; a figure to be quoted needs a study
 Key = tuple[str, int]                   # runtime and batch size
 
 
@@ -44,10 +44,13 @@ def joules_of(costs: dict[str, list[LayerCost]], timed: dict[Key, timing.Timings
     """
     found = energy.best_available() if counter is None else None
     counter = found.counter if found else counter
-    sentence = found.sentence if found else f"Measured by {counter.method}: {counter.boundary}."
-    measured = {} if counter is None else {
-        key: energy.compare(each, counter=counter, window_seconds=WINDOW_SECONDS, blocks=BLOCKS, inferences=key[1], seed=seed)
-        for key, each in functions.items()}
+    sentence = found.sentence if found else f"It is measured by {counter.method}: {counter.boundary}."
+    try:
+        measured = {} if counter is None else {
+            key: energy.compare(each, counter=counter, window_seconds=WINDOW_SECONDS, blocks=BLOCKS, inferences=key[1], seed=seed)
+            for key, each in functions.items()}
+    except energy.CounterError as error:        # a reset, say: the rest of the ruler stands, and the caption says why
+        measured, sentence = {}, f"Energy could not be measured in this run: {error}."
     amounts = {(batch, weights): _modelled(costs, batch, weights) for batch in batches for weights in BRACKETS}
     first, column = next(iter(costs)), {}
     for name in costs:
@@ -96,36 +99,41 @@ def cells(joules: Joules, *, first: bool) -> dict[str, str]:
         lines[f"energy measured, batch {batch} ({runtime})"] = f"{own} · {joule}"
     for (runtime, batch), (_, ratio) in joules.declared.items():
         own = _interval(ratio.estimate) + (" ≈" if (runtime, batch) in joules.unresolved else "")
-        lines[f"energy declared = CPU time, batch {batch} ({runtime})"] = "1" if first else own
+        lines[f"energy declared (= CPU time), batch {batch} ({runtime})"] = "1" if first else own
     for batch in dict.fromkeys(batch for batch, _ in joules.modelled):
         on_chip, dram = (joules.modelled[batch, weights][1].estimate for weights in BRACKETS)
-        lines[f"energy modelled as executed, batch {batch}"] = "1" if first else (
+        lines[f"energy modelled (as executed), batch {batch}"] = "1" if first else (
             f"{on_chip.value:.2f} on chip · {dram.value:.2f} DRAM")
     return lines
 
 
-def caption(joules: Joules, name: str) -> str:
-    """What stands below the table: the tiers, and the amounts of the first model, `name`."""
-    text = f" Energy: ratio to “{name}” per inference. {joules.sentence}"
+def caption(joules: Joules, name: str) -> list[str]:
+    """What stands below the table, a paragraph for each tier: how it was found, and the amounts of the first model, `name`."""
+    text = [f"Energy: ratio to “{name}” per inference. {joules.sentence}"]
     if joules.measured:
-        amount, ratio = next(iter(joules.measured.values()))
-        text += f" Measured: {amount.method}; {amount.boundary}; ratios from interleaved blocks."
+        amount, _ = next(iter(joules.measured.values()))
+        text.append(f"Measured: {amount.method}; {amount.boundary}; ratios from interleaved blocks.")
     if joules.declared:
-        amounts = [f"{_range(amount)} (batch {batch}, {runtime})" for (runtime, batch), (amount, _) in joules.declared.items()]
         power = next(iter(joules.declared.values()))[0].constants
-        text += (" Declared: the ratio of one-thread CPU times, at equal power, within this run "
-                 f"(another process may shift it by some percent; ≈ as above); “{name}” itself lies anywhere from "
-                 f"{'; '.join(amounts)}, at {power}.")
+        text.append("Declared: the ratio of one-thread CPU times, at equal power; another run may shift it by some percent, "
+                    f"≈ as for time. “{name}” itself takes anything from "
+                    + "; ".join(f"{_range(amount)} (batch {batch}, {runtime})"
+                                for (runtime, batch), (amount, _) in joules.declared.items()) + f", at {power}.")
     if joules.modelled:
-        amounts = [f"{_range(amount)} (batch {batch}, {weights})" for (batch, weights), (amount, _) in joules.modelled.items()]
         constants = next(iter(joules.modelled.values()))[0].constants
-        text += f" Modelled: operations and bytes as executed, constants of {constants}; “{name}”: {'; '.join(amounts)}."
+        text.append(f"Modelled: operations and bytes as executed, constants of {constants}. “{name}” takes "
+                    + "; ".join(f"{_range(amount)} (batch {batch}, {weights})"
+                                for (batch, weights), (amount, _) in joules.modelled.items()) + ".")
     return text
 
 
 def _range(amount: energy.Energy) -> str:
+    """Both ends, or one where they agree; the unit once where it is the same."""
     low, high = energy.format_joules(amount.low), energy.format_joules(amount.high)
-    return low if low == high else f"{low} to {high}"
+    if low == high:
+        return low
+    number, unit = low.split()
+    return f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
 def _interval(e: intervals.Estimate) -> str:

@@ -6,6 +6,7 @@ background is white, so that a figure stays readable on a dark page.
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib import ticker
 
 from . import joules, report
 
@@ -83,7 +84,8 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
                     color=COLOURS[0], markerfacecolor=COLOURS[0] if best else "white")
         ax.annotate(row.name, (cost_of(row), e.value), xytext=(6, 4), textcoords="offset points", fontsize=9)
     line = sorted((cost_of(r), r.accuracy.value) for r in rows if r.name in front)
-    ax.plot(*zip(*line), color=COLOURS[1], linestyle="--", zorder=0, drawstyle="steps-post", label="no other model is at least as good in both")
+    ax.plot(*zip(*line), color=COLOURS[1], linestyle="--", zorder=0, drawstyle="steps-post",
+            label="no other model is at least as good in both")
     ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy")
     ax.margins(x=0.15)
     ax.legend(loc="lower right", fontsize=9)
@@ -91,12 +93,16 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
 
 
 def pareto_joules(rows: list, *, tier: str, batch: int = 64, ax=None, **which):
-    """Accuracy against energy relative to the first row, in one tier; the axis names the tier and the method.
+    """Accuracy against energy relative to the first row, in one tier; the axis names tier, method and boundary.
 
     Args: tier: "measured", "declared" or "modelled"; batch, which: see `joules.relative`.
     """
     ratios = {row.name: joules.relative(row.joules, tier=tier, batch=batch, **which) for row in rows}
     ratio = ratios[rows[0].name]
-    return pareto(rows, lambda row: ratios[row.name].estimate.value, ax=ax,
-                  xlabel=f"energy per inference, batch {batch}, relative to “{rows[0].name}”\n{tier}: {ratio.method}; "
-                         + (ratio.boundary if not ratio.constants else f"{ratio.boundary}\n{ratio.constants}"))
+    origin = f"{tier}: {ratio.method}" + (f"; {ratio.constants}" if tier == "modelled" else "")
+    ax = pareto(rows, lambda row: ratios[row.name].estimate.value, ax=ax,
+                xlabel=f"energy per inference, batch {batch}, relative to “{rows[0].name}”\n{origin}\n{ratio.boundary}")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")                                       # 0.2 of the first, and not 10 to some power
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    return ax

@@ -6,6 +6,7 @@ shows the rows as a table; `pareto_front` says which models no other beats. Book
 import copy
 import dataclasses
 import html
+import re
 import tempfile
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _runner(model: nn.Module, split: Split, runtime: str):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A table of rows that shows itself in a notebook, with the conditions below it."""
+    """A table of rows that shows itself in a notebook, with the conditions below it, a line for each column."""
     frame: object
     caption: str
 
@@ -111,7 +112,7 @@ class Comparison:
         # Intervals and times on a line of their own keep the table narrow.
         cells = self.frame.map(_lines).rename(index=_lines, columns=html.escape)
         return (f'<div tabindex="0" style="overflow-x: auto; white-space: nowrap">{cells.to_html(escape=False)}</div>'
-                f"<p>{html.escape(self.caption)}</p>")
+                + "".join(map(_paragraph, self.caption.splitlines())))
 
     def __repr__(self) -> str:
         return f"{self.frame.to_string()}\n{self.caption}"
@@ -134,19 +135,25 @@ def compare(rows: list[Row]) -> Comparison:
             controls[f"{runtime}, batch {batch}"] = format_estimate(latency.control, "{:.2f}")
         records[row.name] = record | (joules.cells(row.joules, first=row is first) if row.joules else {})
     frame = pd.DataFrame(records)       # a column for each model: few models have many figures
-    caption = (f"Accuracy on {first.accuracy.n:,} test images; Δ: its difference to “{first.name}”. Intervals: 95 %. "
-               "File: safetensors.")
+    caption = [f"Accuracy: on {first.accuracy.n:,} test images; Δ: its difference to “{first.name}”. Intervals: 95 %. "
+               "File: safetensors."]
     if first.latency:
-        caption += (f" Time: ratio to “{first.name}” with one thread, the ratio of CPU times, and the median time of a call; "
-                    "≈ means: not to be told from the first. The first model against itself: "
-                    + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
+        caption.append(f"Time: ratio to “{first.name}” with one thread, the ratio of CPU times, and the median time of a call; "
+                       "≈ means: not to be told from the first. The first model against itself: "
+                       + "; ".join(f"{k}: {v}" for k, v in controls.items()) + ".")
     if first.joules:
         caption += joules.caption(first.joules, first.name)
-    return Comparison(frame, caption)
+    return Comparison(frame, "\n".join(caption))
+
+
+def _paragraph(line: str) -> str:
+    """A line of the caption, small, with what it is about in bold."""
+    topic, _, text = html.escape(line).partition(": ")
+    return f'<p style="font-size: 0.875em; margin: 0.4em 0"><b>{topic}:</b> {text}</p>'
 
 
 def _lines(text: str) -> str:
-    return text.replace(" [", "<br>[").replace(" (", "<br>(").replace(" · ", "<br>")
+    return re.sub(r" (?=[([])|(?<=\)), | · ", "<br>", text)
 
 
 def pareto_front(rows: list[Row], cost_of) -> list[str]:

@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
+from course_lib.predictors import spearman
 
 BOOK = Path(__file__).parent.parent / "book"
 
@@ -48,10 +50,23 @@ RESULTS = {
                                     "CNN 8-16 from scratch": 21_600, "ruined": 900}},
     "02_pruning_patterns": {"scores": {"dense": 0.956, "ticket": 0.952, "new weights": 0.92, "other zeros": 0.888,
                                        "trained weights": 0.948}},
-    "05_real_joules": {"arm": pd.DataFrame(
-        [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
-        columns=["board", "joules", "top1_percent"])},
+    "05_real_joules": {
+        "arm": pd.DataFrame(
+            [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
+            columns=["board", "joules", "top1_percent"]),
+        "pruned": pd.DataFrame(
+            [(network, batch, pruned, left) for network, batch, pruned, energies in [
+                ("VGG16", 64, 0.0, [1.0]), ("VGG16", 64, 0.3, [0.8, 0.8, 0.4]), ("VGG16", 64, 0.5, [0.6, 0.5, 0.3]),
+                ("VGG16", 64, 0.65, [0.4, 0.3, 0.3]), ("VGG16", 1, 0.3, [0.1] * 9), ("AlexNet", 64, 0.3, [0.1] * 9)]
+             for left in energies], columns=["network", "batch", "pruned", "joules_left"])},
+    "05_predicting_joules": {
+        "rivals": pd.DataFrame({"supply_volts": [3.0, 1.8], "joules": [0.018, 0.0135]}, index=["Krai", "Skymizer"]),
+        "board_row": pd.Series({"macs": 1_000_000, "weight_bytes": 8_000, "activation_bytes": 16_000, "joules": 0.0006})},
 }
+
+
+def ranked(values):
+    return [sorted(values).index(v) + 1 for v in values]
 
 
 def in_place(weight, q):
@@ -85,6 +100,14 @@ EXERCISES = [
       lambda side, k, c, d: 194_688]),
     ("01_one_ruler", "check_3", [0.008, 8 / 1000, torch.tensor(0.008)], [-0.008, 0.8, 8, 0.032, "0.008", lambda: 0.008]),
     ("01_one_ruler", "check_4", ["middle", "".join(["mid", "dle"])], ["big", "small", "poor", 300, 0.965]),
+    ("01_one_ruler", "check_5",
+     [lambda low, high, first, second: (low * second, high * second, second / first),
+      lambda low, high, first, second: (second * low, second * high, (low * second) / (low * first))],
+     [lambda low, high, first, second: (low * first, high * first, second / first),          # the joules of the first model
+      lambda low, high, first, second: (low * second, high * second, first / second),        # upside down
+      lambda low, high, first, second: (high * second, low * second, second / first),
+      lambda low, high, first, second: (low * second, high * second, (low * second) / (high * first)),    # power does not cancel
+      lambda low, high, first, second: (second / low, second / high, second / first), (1.0, 2.0, 3.0)]),
     ("02_pruning_threshold", "check_1", [0.5, 1 / 2, 1 - 4 / 8], [50, 0.25, 2, 1, "0.5", True]),
     ("02_pruning_threshold", "check_2",
      [lambda w, q: w.abs() >= q * w.std(), lambda w, q: ~(w.abs() < w.std() * q), lambda w, q: (w**2).sqrt() >= q * w.std()],
@@ -205,14 +228,6 @@ EXERCISES = [
       lambda tf, pf, ts, ps, w: pf < ps,
       lambda tf, pf, ts, ps, w: pf * tf + w * tf < ps * ts + w * ts, True]),
     ("05_real_joules", "check_1",
-     [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
-     [lambda f, s: f,                                               # in proportion
-      lambda f, s: f + s,                                           # the whole, not only the rest, shrinks
-      lambda f, s: (1 - s) * f,                                     # the constant is forgotten
-      lambda f, s: f + (1 - f) * (1 - s),
-      lambda f, s: 1 - (s + (1 - s) * f),                           # what is saved, not what is left
-      lambda f, s: 0.625, 0.625]),
-    ("05_real_joules", "check_2",
      [lambda b, a: (a - b) % 2**32 * 2**-14, lambda b, a: (a - b + (2**32 if a < b else 0)) / 16_384,
       lambda b, a: ((a - b) & 0xFFFFFFFF) / 2**14],
      [lambda b, a: (a - b) * 2**-14,                                # the tool's own way
@@ -222,7 +237,7 @@ EXERCISES = [
       lambda b, a: (a - b) % (2**32 - 1) * 2**-14,                  # off by one
       lambda b, a: (a - b) % 2**32,                                 # steps, not joules
       lambda b, a: (a - b) % 2**31 * 2**-14]),
-    ("05_real_joules", "check_3",
+    ("05_real_joules", "check_2",
      [lambda j, a, w: min(x for x, y in zip(j, a) if y >= w),
       lambda j, a, w: sorted((x, y) for x, y in zip(j, a) if y >= w)[0][0]],
      [lambda j, a, w: min(j),                                       # whatever the accuracy
@@ -231,6 +246,10 @@ EXERCISES = [
       lambda j, a, w: max(x for x, y in zip(j, a) if y >= w),
       lambda j, a, w: next(x for x, y in zip(j, a) if y >= w),
       lambda j, a, w: j.sort() or min(j)]),
+    ("05_real_joules", "check_3", [0.5, 1 / 2, torch.tensor(0.5)],
+     [0.3,                                                          # the best of the ways, another batch or network
+      0.65,                                                         # the worst of the ways
+      0.0, 50, "0.5", lambda rows: 0.5]),
     ("05_real_joules", "check_4",
      [lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb - ta), lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (ta - tb)],
      [lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (tb - ta),       # the sign
@@ -239,6 +258,43 @@ EXERCISES = [
       lambda pa, ta, pb, tb: (pa + pb) / 2,
       lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb + ta), 2.67]),
     ("05_real_joules", "check_5", [0.2, 1 / 5, torch.tensor(0.2)], [0.05, 0.1, 0.3, 200.0, 70.0, "0.2"]),
+    ("05_predicting_joules", "check_1",
+     [lambda x, y: 1 - 6 * sum((a - b) ** 2 for a, b in zip(ranked(x), ranked(y))) / (len(x) * (len(x) ** 2 - 1)),
+      lambda x, y: float(np.corrcoef(ranked(x), ranked(y))[0, 1]), lambda x, y: spearman(x, y)],
+     [lambda x, y: float(np.corrcoef(x, y)[0, 1]),                 # of the amounts, not of the ranks
+      lambda x, y: 1 - sum((a - b) ** 2 for a, b in zip(ranked(x), ranked(y))) / (len(x) * (len(x) ** 2 - 1)),
+      lambda x, y: 6 * sum((a - b) ** 2 for a, b in zip(ranked(x), ranked(y))) / (len(x) * (len(x) ** 2 - 1)),
+      lambda x, y: 1 - 6 * sum((a - b) ** 2 for a, b in zip(ranked(x), ranked(y))) / len(x) ** 3,
+      lambda x, y: 1 - 6 * sum(abs(a - b) for a, b in zip(ranked(x), ranked(y))) / (len(x) * (len(x) ** 2 - 1)),
+      lambda x, y: 1 - 6 * sum((a - b) ** 2 for a, b in zip(sorted(x), sorted(y))) / (len(x) * (len(x) ** 2 - 1)),
+      lambda x, y: x.sort() or 1.0, 1.0]),
+    ("05_predicting_joules", "check_2",
+     [lambda m, e, new_m, new_e: abs(sum(e) / sum(m) * new_m / new_e - 1),
+      lambda m, e, new_m, new_e: abs(sum(e) / sum(m) * new_m - new_e) / new_e],
+     [lambda m, e, new_m, new_e: sum(e) / sum(m) * new_m / new_e - 1,           # with its sign
+      lambda m, e, new_m, new_e: abs(sum(e) / sum(m) * new_m - new_e),          # joules, not relative
+      lambda m, e, new_m, new_e: abs(new_e / (sum(e) / sum(m) * new_m) - 1),    # relative to the prediction
+      lambda m, e, new_m, new_e: abs((sum(e) + new_e) / (sum(m) + new_m) * new_m / new_e - 1),      # it was seen
+      lambda m, e, new_m, new_e: abs(sum(x / y for x, y in zip(e, m)) / len(m) * new_m / new_e - 1),
+      lambda m, e, new_m, new_e: abs(sum(m) / sum(e) * new_m / new_e - 1),
+      lambda m, e, new_m, new_e: m.append(new_m) or 0.0]),
+    ("05_predicting_joules", "check_3",
+     [lambda f, s: s + (1 - s) * f, lambda f, s: 1 - (1 - f) * (1 - s), lambda f, s: f + s - f * s],
+     [lambda f, s: f,                                               # in proportion
+      lambda f, s: f + s,                                           # the whole, not only the rest, shrinks
+      lambda f, s: (1 - s) * f,                                     # the constant is forgotten
+      lambda f, s: f + (1 - f) * (1 - s),
+      lambda f, s: 1 - (s + (1 - s) * f),                           # what is saved, not what is left
+      lambda f, s: 0.625, 0.625]),
+    ("05_predicting_joules", "check_4", [("Krai", 1.25), ("Krai", 0.0135 / (0.018 * 1.8 / 3)), ("Krai", 1.2501)],
+     [("Skymizer", 0.018 / 0.0135),                                 # as published
+      ("Krai", 0.018 / 0.0135), ("Krai", 0.8),                      # upside down
+      ("Skymizer", 1.25), ("Krai", 0.0135 / (0.018 * (1.8 / 3) ** 2)), "Krai", 1.25, ["Krai", 1.25]]),
+    ("05_predicting_joules", "check_5", [("on chip", 1000.0), ("on chip", 0.0006 / (0.3e-6 + 0.3e-6)), ("on chip", 1001.0)],
+     [("DRAM", 0.0006 / (0.3e-6 + 8e-9 * 243.75 * 1e3 + 0.2e-6)),   # the chip has none
+      ("DRAM", 1000.0), ("on chip", 0.0006 / 0.4e-6),               # the activations are forgotten
+      ("on chip", 2000.0),                                          # arithmetic only
+      ("on chip", 1 / 1000), ("on chip", 1e-9), 1000.0, ["on chip", 1000.0]]),
 ]
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 

@@ -99,7 +99,10 @@ def test_the_table_has_units_intervals_and_conditions():
     for condition in ("1,000 test images", "95 %", "safetensors", "“dense” with one thread",
                       "ONNX Runtime, batch 1: 1.00 [0.97, 1.04]"):
         assert condition in table.caption
-    assert "<table" in table._repr_html_() and table.caption in table._repr_html_()
+    assert "<table" in table._repr_html_() and "Accuracy" in table.caption
+    for line in table.caption.splitlines():                     # in HTML each is a paragraph
+        topic, text = line.split(": ", 1)
+        assert f"<b>{topic}:</b> {text}</p>" in table._repr_html_()
     assert table.caption in repr(table) and "90.0 [88.0, 91.7]" in repr(table)
 
 
