@@ -60,6 +60,21 @@ def test_no_measurement_stands_there_twice(name, key):
     assert not table(name).duplicated(key).any()
 
 
+def test_rows_that_are_copies_are_marked_and_no_others():
+    """Two measurements do not agree to the last digit; what does is one file handed in again."""
+    mcu = table("mcu")
+    copies = mcu.duplicated(["submitter", "system", "task", "joules", "joules_min", "joules_max"])
+    assert copies.sum() == 18 and (copies == mcu.resubmitted_from.notna()).all()
+
+
+def test_the_counts_of_the_tiny_networks_agree_and_fit_their_bytes():
+    mcu, models = table("mcu").dropna(subset=["macs"]), table("mcu_models").set_index("task")
+    for column in ("macs", "parameters"):
+        assert (mcu[column].values == models[column].loc[mcu.task].values).all()
+    overhead = models.weight_bytes / models.parameters          # one byte a weight, four a bias
+    assert overhead.between(1, 1.1).all() and (models.activation_bytes > 1000).all()
+
+
 def test_energy_is_power_times_time_where_the_tables_have_all_three():
     """A unit that is wrong by a thousand, or a swapped column, would show."""
     mcu, arm = table("mcu"), table("arm")
@@ -101,7 +116,7 @@ def sources(tmp_path, script) -> Path:
     tiny = {"round": "v1.0", "division": "closed", "submitter": "ST", "board": "L4R5", "system_id": "l4r5", "clock_listed": "120 MHz",
             "software": "x", "supply_V": 1.8, "benchmark": "kws", "macs": 2656768.0, "params": 22604.0, "energy_uJ_median": 3371.738,
             "energy_uJ_min": 3370.0, "energy_uJ_max": 3372.0, "n_windows": 5, "window_s": 11.27, "power_mW_median": 44.9,
-            "latency_ms_energy_mode": 75.1, "top1_pct": 90.0, "auc": 0.99, "resubmitted_from": "", "flags": "", "path": "a/results.txt"}
+            "latency_ms_energy_mode": 75.1, "top1_pct": 90.0, "auc": 0.99, "resubmitted_from": "v0.7", "flags": "", "path": "a/results.txt"}
     model = {"benchmark": "kws", "model": "DS-CNN", "name": "k", "params": 22604, "macs": 2656768, "weight_bytes": 24368.0,
              "activation_bytes_moved": 144654, "tflite_path_under_benchmark_training": "k.tflite"}
     nlp = {"model": "BERT", "experiment": "e1", "run": "run_0", "time_s": 900.0, "energy_J_table_process": -1.0,
@@ -126,6 +141,8 @@ def test_the_script_converts_cites_and_counts_what_it_drops(sources, script, tmp
     assert got["arm"][["repository", "path"]].values.tolist()[1] == [
         "mlcommons/inference_results_v3.0", "open/Krai/results/rpi4/m/singlestream"]
     assert got["mcu"].joules.item() == 0.003371738 and got["mcu"].watts.item() == 0.0449
+    assert got["mcu"].resubmitted_from.item() == "v0.7"
+    assert got["mcu_models"][["weight_bytes", "activation_bytes"]].values.tolist() == [[24368, 144654]]
     assert got["mcu_trace"].averaged.tolist() == [10, 5, 10, 5]             # no group crosses the window's border
     assert got["mcu_trace"].watts.tolist() == [0.0445, 0.052, 0.0595, 0.067]
     assert got["pruning"][["pruned", "joules"]].values.tolist()[0] == [0.05, 0.0025]
