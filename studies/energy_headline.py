@@ -59,4 +59,5 @@ def unit(configuration: str, seed: int) -> list[dict]:
 
 
 if __name__ == "__main__" and not answered(process_run):
-    main(Study("energy_headline", ("batch 1", "batch 64"), tuple(range(RUNS)), unit, jobs=1, measured=True))
+    main(Study("energy_headline", ("batch 1", "batch 64"), tuple(range(RUNS)), unit,
+               dataset="random images", jobs=1, measured=True))
