@@ -4,7 +4,7 @@
 
 The table says how the electricity of a country and year was made. Nothing about the model or the machine is in it, and it
 differs more than twentyfold between grids. So a result names the grid beside the tier of its energy.
-Book: "Three ways to a joule", "Carbon".
+Book: "Carbon".
 """
 import dataclasses
 import math

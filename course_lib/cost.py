@@ -4,7 +4,7 @@ One multiply-accumulate (MAC) is one `a * b + c`. MACs are counted while the mod
 operation: one that the table below does not know is an error, never a silent zero. Additions of
 biases, activations, pooling and batch normalisation count as free, as is usual; so does a product
 element by element, unless it broadcasts into an outer product, which is an error.
-Book: chapter 1, "Multiply-accumulates".
+Book: chapter 1, "Column 3: multiply-accumulates".
 """
 import dataclasses
 import math

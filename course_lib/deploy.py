@@ -1,7 +1,7 @@
 """The deployed form: an ONNX file, run by ONNX Runtime without PyTorch.
 
 Training code is rarely what runs on a phone or a server. The file is stripped of comments and
-traces of its making, so that its size is that of the model. Book: chapter 1, "Latency".
+traces of its making, so that its size is that of the model. Book: chapter 1, "Column 4: latency".
 """
 import os
 import tempfile

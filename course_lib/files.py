@@ -2,7 +2,7 @@
 
 The format is safetensors: a header in JSON, then the raw numbers. It cannot run code when it is
 loaded, as a pickled file can. The header also holds the few words from which `models.build` makes
-the network. Book: chapter 1, "Bytes".
+the network. Book: chapter 1, "Column 2: bytes".
 """
 import json
 import os

@@ -1,7 +1,7 @@
 """Intervals: how far a number could be from the truth, given how little was measured.
 
 A 95 % interval comes from a procedure that covers the true value in about 95 of 100 repetitions.
-Book: chapter 1, "Where each column's error comes from".
+Book: chapter 1, "Column 1: accuracy".
 """
 import dataclasses
 import math

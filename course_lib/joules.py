@@ -2,7 +2,7 @@
 
 The tiers stand in lines of their own and are never mixed. What is compared is always the ratio to the first model;
 amounts go into the caption, since a declared or modelled one spans a factor of ten or more and all rows would overlap.
-Book: chapter 1, "The ruler".
+Book: chapter 1, "Column 5: energy".
 """
 import contextlib
 import dataclasses

@@ -2,7 +2,7 @@
 
 Rank correlation, the error on a family of models that a fit never saw, ratios with an interval, and the
 ratio at equal accuracy. Nothing is measured here: the functions take columns of a table.
-Book: "What compression did to measured energy" and the notebook after it.
+Book: "What compression did to measured energy", "What predicts a joule, and what does not".
 """
 import math
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 A busy neighbour slows everything down for a while. So the candidates take turns in short samples: a
 block times each once, in random order, and the ratio is formed inside the block, where the machine was
 the same for all. The reference runs twice in every block: its ratio to itself, the A/A control,
-shows what the machine can resolve at this moment. Book: chapter 1, "Latency".
+shows what the machine can resolve at this moment. Book: chapter 1, "Column 4: latency".
 """
 import contextlib
 import dataclasses

@@ -2,7 +2,7 @@
 
 `fit` returns a new model; the one it is given stays as it was. What must happen at certain moments
 of training (masks that hold, averages that are kept) is an object with methods of those names.
-Book: chapter 1, "Train the dense models".
+Book: chapter 1, "The models".
 """
 import contextlib
 import copy

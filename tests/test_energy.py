@@ -164,7 +164,7 @@ def test_declared_energy_by_hand():
     """0.9 to 1.2 seconds at 2 to 5 watts: 1.8 to 6 joules, and no value in between."""
     amount = energy.declared(seconds(), WATTS, runs=7)
     assert (amount.value, amount.low, amount.high, amount.runs) == (None, 1.8, 6.0, 7)
-    assert amount.tier == energy.DECLARED and amount.constants == "2 to 5 W per core, a guess"
+    assert amount.tier == energy.DECLARED and amount.constants == "2 to 5 W for one busy thread, a guess"
 
 
 @pytest.mark.parametrize("bad", [(0.0, 0.0, 1.0), (1.0, -1.0, 2.0), (1.0, 2.0, 3.0), (1.0, 0.5, math.inf)])
@@ -280,7 +280,7 @@ def test_the_constants_say_what_was_verified():
     assert "float32 multiply" in jouppi.unverified and "on-chip memory" in jouppi.unverified and len(jouppi.unverified) == 12
     assert "partly unverified" in jouppi.label
     assert "partly unverified" in str(energy.modelled_from_costs([ROW], constants=jouppi))
-    assert repr(jouppi) == jouppi.label and repr(WATTS) == "2 to 5 W per core, a guess"
+    assert repr(jouppi) == jouppi.label and repr(WATTS) == "2 to 5 W for one busy thread, a guess"
     assert energy.HOROWITZ_45NM.dram.low * 8 == 1300 and jouppi.sram.middle * 8 == 14
 
 

@@ -137,6 +137,17 @@ def test_measured_ratios_by_hand(machine):
         energy.pool([ratio, ratio, net])
 
 
+def test_the_error_of_the_idle_power_is_in_the_net_interval(machine):
+    """10 W for 10 ms and 30 W for 5 ms, less 1 to 3 W: 70 to 90 mJ and 135 to 145 mJ per call of a and b."""
+    paired = energy.compare({"a": machine.work(0.01, 10), "b": machine.work(0.005, 30)}, counter=machine, window_seconds=0.1, blocks=4)
+    idle = energy.Idle(Estimate(2.0, 1.0, 3.0), "a fake package", 1, 5)
+    net, ratio = paired.energy("a", idle=idle), paired.ratio("b", idle=idle)
+    assert (net.value, net.low, net.high) == pytest.approx((0.08, 0.07, 0.09))
+    assert three(ratio) == pytest.approx((0.14 / 0.08, 0.145 / 0.09, 0.135 / 0.07))
+    with pytest.raises(ValueError, match="the idle power may be as large as the power of the run"):
+        paired.ratio("b", idle=energy.Idle(Estimate(2.0, 1.0, 10.0), "a fake package", 1, 5))
+
+
 def test_the_counter_is_read_only_around_samples_and_starts_after_the_warm_up(machine):
     """Warming up may take longer than a RAPL counter can go unread."""
     energy.compare({"a": machine.work(0.01, 10)}, counter=machine, window_seconds=0.1, blocks=2)

@@ -199,12 +199,12 @@ EXERCISES = [
     ("02_pruning_patterns", "check_5", ["ticket", "".join(["tick", "et"])],
      ["other zeros", "dense", "trained weights", "new weights", 0.952]),
     ("05_energy", "check_1",
-     [lambda wh, low, high: (wh * 3600 / high, wh * 3600 / low), lambda wh, low, high: (wh / high * 3.6e3, 60 * 60 * wh / low)],
-     [lambda wh, low, high: (wh * 3600 / low, wh * 3600 / high),    # the wrong way round
-      lambda wh, low, high: (wh / high, wh / low),                  # watt-hours taken for joules
-      lambda wh, low, high: (wh * 60 / high, wh * 60 / low),
-      lambda wh, low, high: wh * 3600 * 2 / (low + high),           # one number for an interval
-      lambda wh, low, high: [wh * 3600 / high, wh * 3600 / low], (1800.0, 3600.0)]),
+     [lambda a, b, low, high: (low * a / (high * b), high * a / (low * b)), lambda a, b, low, high: (a / b * low / high, a / b / (low / high))],
+     [lambda a, b, low, high: (a / b, a / b),                       # equal power supposed
+      lambda a, b, low, high: (high * a / (low * b), low * a / (high * b)),     # the wrong way round
+      lambda a, b, low, high: (low * b / (high * a), high * b / (low * a)),     # b over a
+      lambda a, b, low, high: (low * a / (low * b), high * a / (high * b)),     # the watts cancel, so they say
+      lambda a, b, low, high: (low * a - high * b, high * a - low * b), (0.2, 1.2)]),
     ("05_energy", "check_2",
      [lambda i, o, b: i * o * (4.6 + 4 * 243.75 / b), lambda i, o, b: 4.6 * i * o + 975.0 * i * o / b],
      [lambda i, o, b: i * o * (4.6 + 4 * 243.75),                   # the batch is forgotten

@@ -63,7 +63,7 @@ def test_the_table_has_a_line_for_each_tier_and_the_amounts_below(rows):
     assert tiers[0] == "Energy: ratio to “small” per inference. No counter here."
     assert [text.split(":")[0] for text in tiers] == ["Energy", "Declared", "Modelled"]
     for words in ("the ratio of one-thread CPU times, at equal power; another run may shift it", "“small” itself takes anything from",
-                  "(batch 1, eager PyTorch)", "at 0.46 to 9 W per core, Cloud Carbon Footprint"):
+                  "(batch 1, eager PyTorch)", "at 0.46 to 9 W for one busy thread, Cloud Carbon Footprint"):
         assert words in tiers[1], words
     for words in ("operations and bytes as executed, constants of Horowitz 2014, 45 nm", "(batch 8, weights in DRAM)",
                   "(batch 1, weights on chip)"):

@@ -3,6 +3,8 @@ import ast
 import graphlib
 import importlib
 import inspect
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,7 +143,7 @@ def test_every_public_function_is_listed(name):
     public = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"}
     inside = {"ResidualBlock",                                      # a part of a model, not a door
               "check_fits", "check_fraction", "exact_magnitudes",   # what the modules of pruning share
-              "boundary_name", "check_window", "from_windows", "net_of", "window_name"}    # and those of energy
+              "boundary_name", "check_window", "from_windows", "nets_of", "window_name"}    # and those of energy
     assert public - set(module.__all__) <= inside
 
 
@@ -156,3 +158,16 @@ def test_a_package_offers_what_its_modules_offer(name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_module_can_be_read_in_one_sitting(name):
     assert len(SOURCES[name].read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_sections_of_the_book_that_docstrings_name_exist():
+    headings = set()
+    for path in (ROOT.parent / "book").iterdir():
+        text = path.read_text(encoding="utf-8") if path.suffix in (".md", ".ipynb") else ""
+        if path.suffix == ".ipynb":
+            text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+        headings |= set(re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    for name in SOURCES:
+        _, _, where = (importlib.import_module(f"course_lib.{name}").__doc__ or "").partition("Book: ")
+        unknown = set(re.findall(r'"([^"]+)"', " ".join(where.split()))) - headings
+        assert not unknown, f"{name} names sections that are not in the book: {unknown}"

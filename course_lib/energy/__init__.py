@@ -3,7 +3,7 @@
 Measured: a counter in the machine was read before and after. Declared: CPU time times the watts that a
 reader or a table declares. Modelled: operations and bytes times the constants of a published table. Every
 amount knows its tier, its method and its boundary, and arithmetic between amounts that do not belong
-together raises. This package sits on `timing` and `cost`, and knows no technique. Book: "Energy".
+together raises. This package sits on `timing` and `cost`, and knows no technique. Book: "Three ways to a joule".
 """
 from . import adapters, available, declared_power, measured, modelling, nvml, paired, payback, quantity, rapl, tables
 from .adapters import *

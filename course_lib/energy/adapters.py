@@ -1,7 +1,7 @@
 """Any other counter, fitted to this package: a function that returns joules that only grow.
 
 Apple processors and NVIDIA Jetson boards are read through the optional package zeus; there the figures are partly those
-of a model inside the chip (Apple) or of sampled power (Jetson), and the method says so. Book: "Energy", "Measured".
+of a model inside the chip (Apple) or of sampled power (Jetson), and the method says so. Book: "The measured joule".
 """
 import math
 from collections.abc import Callable

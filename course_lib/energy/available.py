@@ -1,4 +1,4 @@
-"""What can this machine say about energy? Ask first, and be told why not more. Book: "Energy", "On your machine"."""
+"""What can this machine say about energy? Ask first, and be told why not more. Book: "The measured joule"."""
 import dataclasses
 import sys
 from collections.abc import Callable

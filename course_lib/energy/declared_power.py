@@ -1,9 +1,9 @@
-"""The declared tier: CPU time of one thread times the watts that somebody declares for a core.
+"""The declared tier: CPU time of one thread times the watts that somebody declares for it.
 
     low watts · low seconds  <=  energy  <=  high watts · high seconds
 
 For machines without a counter. The amount spans a factor of ten or more; the *ratio* of two such amounts at equal
-power is the ratio of the CPU times and needs no watts at all. Book: "Energy", "Declared".
+power is the ratio of the CPU times and needs no watts at all. Book: "The declared joule".
 """
 import math
 

@@ -2,7 +2,7 @@
 
 A counter is any object with `method`, `boundary`, `start()` and `joules()`: joules since the start, growing. It
 counts everything that happens inside its boundary, so the idle power is measured too and reported apart: gross is what
-the counter says, net is gross less the idle power over the same time. Book: "Energy", "Measured".
+the counter says, net is gross less the idle power over the same time. Book: "The measured joule".
 """
 import dataclasses
 import math
@@ -97,22 +97,24 @@ def _window(function: Callable, counter: Counter, seconds: float, clock: Callabl
 def from_windows(joules: np.ndarray, seconds: np.ndarray, counter: Counter, *, window_seconds: float,
                  idle: Idle | None = None, per: str = "inference") -> Energy:
     """The median of windows with its interval, as an Energy; joules and seconds: shape (windows,), per inference."""
-    joules = net_of(joules, seconds, counter, idle)
-    e = intervals.bootstrap_median(joules)
+    found = [intervals.bootstrap_median(net) for net in nets_of(joules, seconds, counter, idle)]
     return Energy(MEASURED, f"{counter.method}, {len(joules)} {window_name(window_seconds)}", boundary_name(counter, idle),
-                  len(joules), "", e.value, e.low, e.high, per)
+                  len(joules), "", found[0].value, min(e.low for e in found), max(e.high for e in found), per)
 
 
-def net_of(joules: np.ndarray, seconds: np.ndarray, counter: Counter, idle: Idle | None) -> np.ndarray:
-    """The joules less the idle power over the same seconds; raises where the counter did not move."""
+def nets_of(joules: np.ndarray, seconds: np.ndarray, counter: Counter, idle: Idle | None) -> list[np.ndarray]:
+    """The joules less the idle power over the same seconds: at its value, and at both ends of its interval.
+
+    Raises: CounterError where the counter did not move.
+    """
     if not np.all(joules > 0):
         raise CounterError(f"{counter.method} did not move during a window: it is coarser than the window, or stuck. "
                            "Use longer windows; this is not zero joules")
     if idle is None:
-        return joules
+        return [joules]
     if idle.boundary != counter.boundary:
         raise ValueError(f"the idle power is that of {idle.boundary!r}, and the counter's boundary is {counter.boundary!r}")
-    return joules - idle.watts.value * seconds
+    return [joules - watts * seconds for watts in (idle.watts.value, idle.watts.low, idle.watts.high)]
 
 
 def boundary_name(counter: Counter, idle: Idle | None) -> str:

@@ -5,7 +5,7 @@
 Weights come from on-chip memory or from DRAM: the two brackets. As executed, a zero weight is multiplied and read
 like any other; ideal hardware would skip it. Left out: control, instruction fetch, registers, leakage, layers
 without multiplications (taken as fused). So this compares models, and is no forecast of any machine's joules.
-Book: "Energy", "Modelled".
+Book: "The modelled joule".
 """
 import torch
 from torch import nn

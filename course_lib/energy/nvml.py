@@ -1,7 +1,7 @@
 """NVML: the energy counter of an NVIDIA graphics card (Volta and later), in millijoules since its driver was loaded.
 
 It is updated about every tenth of a second, so windows last seconds, and work on the card must be waited for
-(`torch.cuda.synchronize`) before the counter is read. It needs the package nvidia-ml-py. Book: "Energy", "Measured".
+(`torch.cuda.synchronize`) before the counter is read. It needs the package nvidia-ml-py. Book: "The measured joule".
 """
 from .measured import CounterError
 

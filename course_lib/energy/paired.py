@@ -3,7 +3,7 @@
 Windows of all candidates are interleaved in random order; a ratio is formed inside each block; the reference runs twice
 in every block (the A/A control). Without a counter the ratio is that of CPU times, and says so: it is also the steadier
 one on a busy machine. Within one process an interval is too narrow for what changes from process to process, so a
-figure to be quoted pools several. Book: "Energy", "Side by side".
+figure to be quoted pools several. Book: "The declared joule".
 """
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 
 from .. import intervals, timing
 from .declared_power import declared, declared_ratio
-from .measured import Counter, Idle, boundary_name, check_window, from_windows, net_of, window_name
+from .measured import Counter, Idle, boundary_name, check_window, from_windows, nets_of, window_name
 from .quantity import MEASURED, Energy, EnergyMismatch, Ratio
 from .tables import SERVER_WATTS, Power
 
@@ -41,18 +41,21 @@ class Paired:
     def ratio(self, name: str, *, idle: Idle | None = None) -> Ratio:
         """Energy of `name` over that of the reference: measured where there is a counter, else declared.
 
-        Raises: ValueError if the idle power is larger than what was measured, so that no net energy is left.
+        Raises: ValueError if the idle power, its interval considered, may be all that was measured: no net energy is left.
         """
         if self.counter is None:
             return self.cpu_ratio(name)
         t = self.timings
-        first, other = (net_of(t.counted[_JOULES][n], t.wall[n], self.counter, idle) for n in (t.reference, name))
-        if min(first.min(), other.min()) <= 0:
-            raise ValueError("the idle power is as large as the power of the run: no net energy is left to compare")
-        e = intervals.bootstrap_median(np.log(other / first), seed=t.seed)
-        estimate = intervals.Estimate(*(float(np.exp(x)) for x in (e.value, e.low, e.high)))
-        method = f"{self.counter.method}, {len(first)} interleaved blocks, {window_name(self.window_seconds)}"
-        return Ratio(MEASURED, method, boundary_name(self.counter, idle), len(first), "", estimate)
+        pairs = list(zip(*(nets_of(t.counted[_JOULES][n], t.wall[n], self.counter, idle) for n in (t.reference, name))))
+        if min(net.min() for pair in pairs for net in pair) <= 0:
+            raise ValueError("the idle power may be as large as the power of the run: no net energy is left to compare")
+        # The idle power is the same for both, so its ends are taken together.
+        found = [intervals.bootstrap_median(np.log(other / first), seed=t.seed) for first, other in pairs]
+        ends = found[0].value, min(e.low for e in found), max(e.high for e in found)
+        estimate = intervals.Estimate(*(float(np.exp(x)) for x in ends))
+        runs = len(t.wall[name])
+        method = f"{self.counter.method}, {runs} interleaved blocks, {window_name(self.window_seconds)}"
+        return Ratio(MEASURED, method, boundary_name(self.counter, idle), runs, "", estimate)
 
     def cpu_ratio(self, name: str) -> Ratio:
         """The ratio of CPU times, as a declared ratio."""

@@ -2,7 +2,7 @@
 
 A bare number of joules says nothing: which machine part, idle power included or not, read from a
 counter or computed from a table? So an amount carries all of that; two amounts can be added, subtracted
-or divided only if they were found in the same way and stand for the same thing. Book: "Energy", "The three tiers".
+or divided only if they were found in the same way and stand for the same thing. Book: "Never mixed".
 """
 import dataclasses
 import math

@@ -3,7 +3,7 @@
 Counted are the packages (whole processors) and their DRAM. Not counted, since that would count twice: `core` and
 `uncore` (parts of a package), `psys` (the whole platform), the `mmio` copies, and dies that mirror one counter.
 A counter starts over at its range: one wrap between two readings is put right, more cannot be seen and are refused.
-Book: "Energy", "Measured".
+Book: "What a counter is".
 """
 import dataclasses
 import re

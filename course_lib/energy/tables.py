@@ -1,7 +1,7 @@
 """The cited constants: what an operation and a byte cost, and what a core may draw.
 
 How far each number was checked is part of it. Nothing here was measured by this course, and no number is
-that of the reader's machine. Book: "Energy", "Where a joule goes".
+that of the reader's machine. Book: "Where a joule goes".
 """
 import dataclasses
 import math
@@ -89,7 +89,7 @@ JOUPPI_7NM = Constants(
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """What one core draws while it works, in watts: an interval that somebody declares.
+    """What the processor draws for one busy thread, in watts: an interval that somebody declares.
 
     Raises: ValueError for a point, an interval upside down, watts that are not above 0, or no source.
     """
@@ -112,7 +112,7 @@ class Power:
     @property
     def name(self) -> str:
         """The interval and its source for people."""
-        return f"{self.low:.2g} to {self.high:.2g} W per core, {self.source}"
+        return f"{self.low:.2g} to {self.high:.2g} W for one busy thread, {self.source}"
 
     def __repr__(self) -> str:
         return self.name
@@ -120,7 +120,8 @@ class Power:
 
 _CCF = "Cloud Carbon Footprint coefficients, {}, idle to full load, per vCPU"
 # Source: cloud-carbon-footprint/ccf-coefficients, output/coefficients-aws-use.csv, commit b0032d92, columns "Min Watts"
-# and "Max Watts", read there. One chip generation moves the figures fourfold: hence intervals.
+# and "Max Watts", read there. A vCPU is half a core on most of these chips. From the fourth to the fifth generation of one chip
+# the figures rise four- to fivefold: hence intervals.
 SERVER_WATTS = {chip: Power(low, high, _CCF.format(chip)) for chip, low, high in (
     ("AMD EPYC, 2nd generation", 0.4743, 1.6930), ("AMD EPYC, 3rd generation", 0.4556, 1.9573),
     ("AMD EPYC, 4th generation", 0.7391, 2.2822), ("AMD EPYC, 5th generation", 3.6824, 8.9614),
