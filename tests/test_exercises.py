@@ -69,6 +69,14 @@ def ranked(values):
     return [sorted(values).index(v) + 1 for v in values]
 
 
+def flip(e8, t8, e32, t32, mean=lambda ratios: math.exp(sum(map(math.log, ratios)) / len(ratios))):
+    """The first idle power, in steps of 0.1 W, at which the mean net ratio is below 1."""
+    for step in range(1000):
+        watts = 0.1 * step
+        if mean([(a - watts * b) / (c - watts * d) for a, b, c, d in zip(e8, t8, e32, t32)]) < 1:
+            return watts
+
+
 def in_place(weight, q):
     return weight.abs_() >= q * weight.std()
 
@@ -251,12 +259,14 @@ EXERCISES = [
       0.65,                                                         # the worst of the ways
       0.0, 50, "0.5", lambda rows: 0.5]),
     ("05_real_joules", "check_4",
-     [lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb - ta), lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (ta - tb)],
-     [lambda pa, ta, pb, tb: (pa * ta - pb * tb) / (tb - ta),       # the sign
-      lambda pa, ta, pb, tb: pb * tb - pa * ta,                     # joules, not watts
-      lambda pa, ta, pb, tb: (pa - pb) / (tb - ta),
-      lambda pa, ta, pb, tb: (pa + pb) / 2,
-      lambda pa, ta, pb, tb: (pb * tb - pa * ta) / (tb + ta), 2.67]),
+     [flip, lambda e8, t8, e32, t32: flip(*map(np.array, (e8, t8, e32, t32)), mean=lambda r: np.prod(r) ** (1 / len(r)))],
+     [lambda e8, t8, e32, t32: 0.0,                                 # gross
+      lambda e8, t8, e32, t32: flip([np.median(e8)], [np.median(t8)], [np.median(e32)], [np.median(t32)]),  # of no network
+      lambda e8, t8, e32, t32: flip(e8, t8, e32, t32, mean=np.median),
+      lambda e8, t8, e32, t32: flip(e8, t8, e32, t32, mean=max),    # the last network to flip
+      lambda e8, t8, e32, t32: flip([sum(e8)], [sum(t8)], [sum(e32)], [sum(t32)]),      # the totals
+      lambda e8, t8, e32, t32: flip(e8, t8, e32, t32) - 0.1,        # still above 1
+      lambda e8, t8, e32, t32: flip(e32, t32, e8, t8), 3.8]),       # upside down
     ("05_real_joules", "check_5", [0.2, 1 / 5, torch.tensor(0.2)], [0.05, 0.1, 0.3, 200.0, 70.0, "0.2"]),
     ("05_predicting_joules", "check_1",
      [lambda x, y: 1 - 6 * sum((a - b) ** 2 for a, b in zip(ranked(x), ranked(y))) / (len(x) * (len(x) ** 2 - 1)),

@@ -94,6 +94,13 @@ def test_values_that_were_checked_by_hand_against_the_raw_logs():
     assert broken.published_process_joules.tolist() == [-224720.878, -226293.405]
 
 
+def test_the_rows_that_the_notebooks_pick_by_name_are_there_once():
+    picked = [table("arm").query("board == 'RPi 4' and software == 'TFLite 2.4.1' and width == 'lite1' and precision == 'fp32'"),
+              table("mcu").query("round == 'v1.0' and system == 'NUCLEO_L4R5ZI' and task == 'ic'")]
+    assert [len(rows) for rows in picked] == [1, 1]
+    assert [rows.joules.item() for rows in picked] == pytest.approx([0.704332, 0.010682], abs=1e-6)
+
+
 def test_the_trace_keeps_the_mean_power_of_each_window():
     trace = table("mcu_trace")
     means = (trace.watts * trace.averaged).groupby(trace.window).sum() / trace.averaged.groupby(trace.window).sum()
