@@ -68,6 +68,7 @@ def installed(*names):
 
 def test_without_the_tools_the_study_says_what_to_install(study, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "zeus" else SimpleNamespace())
+    monkeypatch.setattr(study, "fresh_process", lambda *args, **kwargs: pytest.fail("it ran all the same"))
     for configuration in (study.RATIOS, study.COUNTERS):
         with pytest.raises(ModuleNotFoundError, match=r"zeus is not installed; .* pip install -e '\.\[energy-tools\]'"):
             study.unit(configuration, 0)
@@ -243,6 +244,42 @@ def test_ten_process_runs_are_stored_one_after_the_other(study, tools, stored):
 def test_the_counters_of_every_run_were_read_as_the_chapter_says(stored):
     for seed in stored.seeds:
         check_zeus([row for row in stored.rows if row["seed"] == seed and row["tool"] == "zeus"])
+
+
+def test_beside_a_neighbour_our_ratio_spreads_at_most_a_third_as_much(study, tools, stored):
+    """Whichever run is left out; without a neighbour it does not hold, and is not claimed."""
+    def runs(tool, place):
+        return np.array(list(stored.by_seed("ratio", tool=tool, neighbour=place).values()))
+    for place in (study.OTHER, study.EVERY):
+        for mode in study.MODES:
+            for left_out in range(10):
+                ours, theirs = (tools.spread(np.delete(runs(tool, place), left_out)) for tool in ("CPU time", f"codecarbon, {mode}"))
+                assert ours <= theirs / 3, (place, mode, left_out)
+    assert 1 < tools.spread(runs("codecarbon, process", study.NONE)) / tools.spread(runs("CPU time", study.NONE)) < 3
+    for place in (study.NONE, study.OTHER, study.EVERY):        # in interleaved blocks wall time gives a steady ratio too
+        assert tools.spread(runs("wall time", place)) < 1.5 * tools.spread(runs("CPU time", place))
+
+
+def test_a_neighbour_on_every_core_doubles_the_estimate_and_not_the_cpu_time(study, stored):
+    def growth(tool, value):
+        alone, beside = (stored.by_seed(value, tool=tool, neighbour=place) for place in (study.NONE, study.EVERY))
+        return [beside[seed] / alone[seed] for seed in stored.seeds]
+    assert all(1.7 < g < 2.2 for g in growth("codecarbon, process", "joules")) and min(growth("codecarbon, machine", "joules")) > 2.2
+    assert all(0.9 < g < 1.1 for g in growth("CPU time", "seconds")) and min(growth("wall time", "seconds")) > 1.9
+
+
+def test_most_of_the_estimate_is_a_constant_for_the_memory(study, stored):
+    for mode in study.MODES:
+        for place in (study.NONE, study.OTHER, study.EVERY):
+            assert min(stored.by_seed("ram_share", tool=f"codecarbon, {mode}", neighbour=place).values()) > 0.6
+
+
+def test_the_tables_of_the_stored_study_can_be_printed(tools, capsys):
+    tools.main(["--stored"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 3 * len(tools.TOOLS) + 1 + 2 + 3
+    assert "in 10 of 10 runs" in next(line for line in lines if line.startswith("zeus without a counter"))
+    assert lines[-2].split()[-4:] == ["20", "20", "-262,123", "30"]
 
 
 def test_the_spread_is_the_coefficient_of_variation_of_a_sample(tools):
