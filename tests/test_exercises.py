@@ -235,6 +235,55 @@ EXERCISES = [
       lambda tf, pf, ts, ps, w: tf < ts,                            # time only
       lambda tf, pf, ts, ps, w: pf < ps,
       lambda tf, pf, ts, ps, w: pf * tf + w * tf < ps * ts + w * ts, True]),
+    ("05_energy_compressed", "check_1",
+     [lambda low, high, m: ("equivalent" if 1 / (1 + m) <= low and high <= 1 + m else
+                            "different" if high < 1 / (1 + m) or low > 1 + m else "undecided"),
+      lambda low, high, m: ("equivalent" if max(high, 1 / low) <= 1 + m else
+                            "different" if low > 1 + m or 1 / high > 1 + m else "undecided")],
+     [lambda low, high, m: "equivalent" if low <= 1 <= high else "different",           # shows nothing, and is called equal
+      lambda low, high, m: ("equivalent" if 1 - m <= low and high <= 1 + m else
+                            "different" if high < 1 - m or low > 1 + m else "undecided"),       # 1 - m
+      lambda low, high, m: "equivalent" if 1 / (1 + m) <= low and high <= 1 + m else "different",
+      lambda low, high, m: ("equivalent" if low <= 1 + m and high >= 1 / (1 + m) else "different"),     # a part of it
+      lambda low, high, m: ("equivalent" if 1 / (1 + m) <= low and high <= 1 + m else
+                            "different" if high < 1 or low > 1 else "undecided"),
+      lambda low, high, m: "undecided", "equivalent"]),
+    ("05_energy_compressed", "check_2",
+     [lambda n, w, a, z: (1.0, ((1 - z) * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a)),
+      lambda n, w, a, z: (1, 1 - z * (n + 40 * w) / (n + 40 * w + 2 * a))],
+     [lambda n, w, a, z: (1.0, 1 - z),                                                  # activations forgotten
+      lambda n, w, a, z: (1 - z, 1 - z),
+      lambda n, w, a, z: (((1 - z) * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a), 1.0),    # the wrong way round
+      lambda n, w, a, z: (1.0, ((1 - z) * 5 * n + 200 * w + 10 * a) / (5 * n + 200 * w + 10 * a)),      # zeros are still read
+      lambda n, w, a, z: (1.0, (5 * n + (1 - z) * 200 * w + 10 * a) / (5 * n + 200 * w + 10 * a)),
+      lambda n, w, a, z: (1.0, (z * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a)),
+      lambda n, w, a, z: ((1 - z) * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a), (1.0, 0.1)]),
+    ("05_energy_compressed", "check_3",
+     [lambda n, w, mac, byte: w * byte / (n * mac), lambda n, w, mac, byte: (byte / mac) * (w / n)],
+     [lambda n, w, mac, byte: n * mac / (w * byte),                                     # upside down
+      lambda n, w, mac, byte: 4 * byte / mac,                                           # dense layers only
+      lambda n, w, mac, byte: w * byte - n * mac,
+      lambda n, w, mac, byte: 4 * w * byte / (n * mac),                                 # they are bytes already
+      lambda n, w, mac, byte: w * mac / (n * byte),
+      lambda n, w, mac, byte: 212, 212]),
+    ("05_energy_compressed", "check_4",
+     [lambda options, n: min(options, key=lambda name: options[name][0] + n * options[name][1]),
+      lambda options, n: sorted((once + n * each, name) for name, (once, each) in options.items())[0][1]],
+     [lambda options, n: min(options, key=lambda name: options[name][1]),               # what came before is forgotten
+      lambda options, n: min(options, key=lambda name: options[name][0]),
+      lambda options, n: min(options, key=lambda name: options[name][0] * n + options[name][1]),
+      lambda options, n: max(options, key=lambda name: options[name][0] + n * options[name][1]),
+      lambda options, n: min(once + n * each for once, each in options.values()),       # joules, and no name
+      lambda options, n: "thin", "thin"]),
+    ("05_energy_compressed", "check_5",
+     [lambda ram, core, stretch: (ram * stretch + core) / (ram + core),
+      lambda ram, core, stretch: 1 + (stretch - 1) * ram / (ram + core)],
+     [lambda ram, core, stretch: stretch,                                               # as if all of it grew
+      lambda ram, core, stretch: (ram + core * stretch) / (ram + core),
+      lambda ram, core, stretch: ram * stretch / (ram + core),
+      lambda ram, core, stretch: (ram * stretch + core) / ram,
+      lambda ram, core, stretch: (ram * stretch + core) - (ram + core),
+      lambda ram, core, stretch: 1.0, 2.0]),
     ("05_real_joules", "check_1",
      [lambda b, a: (a - b) % 2**32 * 2**-14, lambda b, a: (a - b + (2**32 if a < b else 0)) / 16_384,
       lambda b, a: ((a - b) & 0xFFFFFFFF) / 2**14],
