@@ -242,7 +242,19 @@ def test_a_cluster_runs_every_unit_once(study, tmp_path, backend, package):
     assert sorted(log(tmp_path)) == EVERY and len(results.read(tmp_path / "results" / "fake.json", "fake").rows) == 6
 
 
-def test_a_dask_cluster_that_was_started_elsewhere(study, tmp_path):
+@pytest.fixture
+def imports_as_before():
+    """A scheduler inside this process also imports what is uploaded to its workers; other tests must not meet that."""
+    modules, path = dict(sys.modules), list(sys.path)
+    yield
+    for name in ("provenance", "common", "runner"):
+        sys.modules.pop(name, None)
+        if name in modules:
+            sys.modules[name] = modules[name]
+    sys.path[:] = path
+
+
+def test_a_dask_cluster_that_was_started_elsewhere(study, tmp_path, imports_as_before):
     """Its workers know nothing of this folder; and its address is not stored."""
     if importlib.util.find_spec("distributed") is None:
         skip("distributed is not installed: pip install -e '.[cluster]'")
