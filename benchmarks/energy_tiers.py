@@ -46,13 +46,15 @@ def variants() -> dict[str, nn.Module]:
 
 def deployed(model: nn.Module, *, integers: bool = False):
     """The model in ONNX Runtime, as a function; with its dense layers in eight-bit integers if asked for."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        deploy.export_onnx(model, path, torch.rand(64, 1, 28, 28))
-        if integers:
-            from onnxruntime.quantization import QuantType, quantize_dynamic
+    content = deploy.onnx_bytes(model, torch.rand(64, 1, 28, 28))
+    if integers:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            path.write_bytes(content)
             quantize_dynamic(path, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-        return deploy.load_onnx(path.read_bytes())
+            content = path.read_bytes()
+    return deploy.load_onnx(content)
 
 
 def as_integers(layers: list[LayerCost]) -> list[LayerCost]:

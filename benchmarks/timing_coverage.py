@@ -8,8 +8,6 @@ A small deployed model is timed against itself (the true ratio is 1) and against
 says in how many repeats the 95 % interval held the truth: about 95 % would be ideal, 90 % is the aim.
 """
 import argparse
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +19,7 @@ from course_lib import deploy, intervals, models, timing
 def deployed():
     """A call of a small model in ONNX Runtime, on one image."""
     model, images = models.cnn(widths=(8, 16)).eval(), torch.rand(2, 1, 28, 28)
-    with tempfile.TemporaryDirectory() as folder:
-        deploy.export_onnx(model, Path(folder, "model.onnx"), images)
-        run = deploy.load_onnx(Path(folder, "model.onnx").read_bytes())
+    run = deploy.load_onnx(deploy.onnx_bytes(model, images))
     image = images[:1].numpy()
     return lambda: run(image)
 

@@ -15,15 +15,15 @@ from torch import nn
 
 from .training import evaluating
 
-__all__ = ["export_onnx", "load_onnx"]
+__all__ = ["export_onnx", "load_onnx", "onnx_bytes"]
 
 
-def export_onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> int:
-    """Write the model as an ONNX file that takes batches of any size; return its size in bytes.
+def onnx_bytes(model: nn.Module, example: torch.Tensor) -> bytes:
+    """The content of an ONNX file of the model, which takes batches of any size.
 
     Args:   example: images of shape (n, channels, height, width), n >= 2, on which PyTorch and
             ONNX Runtime must agree.
-    Raises: ValueError if the file's predictions differ from the model's; nothing is left behind.
+    Raises: ValueError if the file's predictions differ from the model's.
     """
     if len(example) < 2:
         raise ValueError(f"pass at least two example images, so that batches can be checked; got {len(example)}")
@@ -38,6 +38,15 @@ def export_onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> in
         got = torch.from_numpy(run(batch.numpy()))
         if not torch.allclose(got, expected[:len(batch)], rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             raise ValueError(f"the ONNX file disagrees with the model by up to {(got - expected[:len(batch)]).abs().max():.2g}")
+    return content
+
+
+def export_onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> int:
+    """Write the model as an ONNX file; return its size in bytes.
+
+    Args, Raises: as `onnx_bytes`; where it raises, nothing is left behind.
+    """
+    content = onnx_bytes(model, example)
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:      # whole or not at all
         partial = Path(folder, "model.onnx")
         partial.write_bytes(content)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["Estimate", "bootstrap_median", "mean_over_runs", "paired_difference", "wilson"]
+__all__ = ["Estimate", "bootstrap_median", "format_estimate", "mean_over_runs", "paired_difference", "wilson"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,12 @@ class Estimate:
 
     def __repr__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def format_estimate(e: Estimate, form: str = "{:.2f}", scale: float = 1) -> str:
+    """A value and its interval for people: 0.37 [0.36, 0.38]."""
+    value, low, high = (form.format(scale * x) for x in (e.value, e.low, e.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _upper_end(confidence: float) -> float:

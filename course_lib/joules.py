@@ -94,11 +94,11 @@ def cells(joules: Joules, *, first: bool) -> dict[str, str]:
     """The lines of one model in the table: its ratios to the first model, each line with its tier."""
     lines = {}
     for (runtime, batch), (amount, ratio) in joules.measured.items():
-        own = "1" if first else _interval(ratio.estimate)
+        own = "1" if first else intervals.format_estimate(ratio.estimate)
         joule = f"{energy.format_joules(amount.value)} [{energy.format_joules(amount.low)}, {energy.format_joules(amount.high)}]"
         lines[f"energy measured, batch {batch} ({runtime})"] = f"{own} · {joule}"
     for (runtime, batch), (_, ratio) in joules.declared.items():
-        own = _interval(ratio.estimate) + (" ≈" if (runtime, batch) in joules.unresolved else "")
+        own = intervals.format_estimate(ratio.estimate) + (" ≈" if (runtime, batch) in joules.unresolved else "")
         lines[f"energy declared (= CPU time), batch {batch} ({runtime})"] = "1" if first else own
     for batch in dict.fromkeys(batch for batch, _ in joules.modelled):
         on_chip, dram = (joules.modelled[batch, weights][1].estimate for weights in BRACKETS)
@@ -134,7 +134,3 @@ def _range(amount: energy.Energy) -> str:
         return low
     number, unit = low.split()
     return f"{number if high.endswith(f' {unit}') else low} to {high}"
-
-
-def _interval(e: intervals.Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"

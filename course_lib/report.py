@@ -7,18 +7,17 @@ import copy
 import dataclasses
 import html
 import re
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from . import cost, deploy, energy, files, intervals, joules, timing, training
+from . import cost, deploy, energy, files, intervals, joules, predictors, timing, training
 from .data import Split
+from .intervals import format_estimate
 from .joules import Joules
 
-__all__ = ["Comparison", "Latency", "Row", "compare", "format_bytes", "format_estimate", "format_seconds",
-           "measure", "pareto_front"]
+__all__ = ["Comparison", "Latency", "Row", "compare", "format_bytes", "format_seconds", "measure",
+           "pareto_front"]
 
 ONNX_RUNTIME, EAGER = "ONNX Runtime", "eager PyTorch"
 
@@ -95,10 +94,7 @@ def measure(models: dict[str, nn.Module], split: Split, *, batches: tuple[int, .
 def _runner(model: nn.Module, split: Split, runtime: str):
     """A function from a batch of images to logits in the given runtime."""
     if runtime == ONNX_RUNTIME:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            deploy.export_onnx(model, path, split.images[:64])
-            return deploy.load_onnx(path.read_bytes())
+        return deploy.load_onnx(deploy.onnx_bytes(model, split.images[:64]))
     return torch.no_grad()(copy.deepcopy(model).eval())
 
 
@@ -161,10 +157,10 @@ def pareto_front(rows: list[Row], cost_of) -> list[str]:
 
     Args: cost_of: from a row to a number, smaller is better, e.g. `lambda row: row.file_bytes`.
     """
-    def beaten(a: Row, b: Row) -> bool:
-        no_worse = b.accuracy.value >= a.accuracy.value and cost_of(b) <= cost_of(a)
-        return no_worse and (b.accuracy.value > a.accuracy.value or cost_of(b) < cost_of(a))
-    return [a.name for a in rows if not any(beaten(a, b) for b in rows)]
+    if not rows:
+        return []
+    best = predictors.pareto_mask([cost_of(row) for row in rows], [row.accuracy.value for row in rows])
+    return [row.name for row, beats_all in zip(rows, best) if beats_all]
 
 
 def format_bytes(n: int) -> str:
@@ -180,9 +176,3 @@ def format_seconds(seconds: float) -> str:
         if seconds >= 0.9995 * scale:       # 999.9 µs rounds to 1 ms
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
-
-
-def format_estimate(e: intervals.Estimate, form: str = "{:.2f}", scale: float = 1) -> str:
-    """A value and its interval for people: 0.37 [0.36, 0.38]."""
-    value, low, high = (form.format(scale * x) for x in (e.value, e.low, e.high))
-    return f"{value} [{low}, {high}]"

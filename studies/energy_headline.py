@@ -4,7 +4,6 @@ One unit is one fresh process at one batch size. Where the machine has a counter
 idle power, in windows of ten seconds; where it has none the ratios are declared, that is those of CPU times, and the rows
 say so. Units run one after the other, and want a quiet machine.
 """
-import tempfile
 from pathlib import Path
 
 import torch
@@ -30,19 +29,12 @@ def process_run(batch: int, seed: int, seconds: float | None = None, blocks: int
     torch.manual_seed(seed)
     counter = energy.best_available().counter
     seconds = seconds or (energy.HEADLINE_SECONDS if counter else 1.0)
-    images = torch.rand(batch, 1, 28, 28)
-    calls = {name: lambda run=deployed(model): run(images.numpy()) for name, model in networks().items()}
+    images, example = torch.rand(batch, 1, 28, 28), torch.rand(64, 1, 28, 28)
+    opened = {name: deploy.load_onnx(deploy.onnx_bytes(model, example)) for name, model in networks().items()}
+    calls = {name: lambda run=run: run(images.numpy()) for name, run in opened.items()}
     idle = energy.idle(counter, seconds=seconds) if counter else None
     paired = energy.compare(calls, counter=counter, window_seconds=seconds, blocks=blocks, inferences=batch, seed=seed)
     return [row(paired, name, power) for name in (*calls, timing.AGAIN) for power in ([None, idle] if idle else [None])]
-
-
-def deployed(model: torch.nn.Module):
-    """The model in ONNX Runtime, one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        deploy.export_onnx(model, path, torch.rand(64, 1, 28, 28))
-        return deploy.load_onnx(path.read_bytes())
 
 
 def row(paired: energy.Paired, name: str, idle: energy.Idle | None) -> dict:

@@ -121,11 +121,8 @@ def process_run(seed: int, pids: list, groups: int, blocks: int, block_seconds: 
 def runners(networks: dict) -> dict:
     """Each network in ONNX Runtime, one thread, as a function without arguments that infers one batch."""
     images = torch.rand(BATCH, 1, 28, 28)
-    with tempfile.TemporaryDirectory() as folder:
-        def deployed(model):
-            deploy.export_onnx(model, Path(folder, "model.onnx"), images)
-            return deploy.load_onnx(Path(folder, "model.onnx").read_bytes())
-        return {name: lambda run=deployed(model): run(images.numpy()) for name, model in networks.items()}
+    opened = {name: deploy.load_onnx(deploy.onnx_bytes(model, images)) for name, model in networks.items()}
+    return {name: lambda run=run: run(images.numpy()) for name, run in opened.items()}
 
 
 def window(function, calls: int) -> dict[str, float]:

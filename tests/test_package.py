@@ -41,7 +41,7 @@ ALLOWED = {
     "energy.payback": {"intervals", "energy.quantity"},
     # the story
     "carbon": {"energy"}, "joules": {"declared", "energy", "intervals", "timing"},
-    "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "timing", "training"},
+    "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "timing", "training"},
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results")
