@@ -1,6 +1,7 @@
 """Small things that several test modules need."""
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,6 +27,15 @@ def random_split(n: int = 40, *, channels: int = 1, image_size: int = IMAGE_SIZE
     """Noise with labels 0 to 9 in turn: enough to run a loop on, nothing to learn."""
     generator = torch.Generator().manual_seed(seed)
     return data.Split(torch.rand(n, channels, image_size, image_size, generator=generator), torch.arange(n) % 10)
+
+
+def full_disk(monkeypatch) -> None:
+    """From now on `Path.write_bytes` writes half of the content and then finds the disk full."""
+    def fail(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:len(content) // 2])
+        raise OSError("No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", fail)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

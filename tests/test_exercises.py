@@ -16,6 +16,7 @@ from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
 from course_lib.predictors import spearman
+from course_lib.predictors import spearman
 
 BOOK = Path(__file__).parent.parent / "book"
 
@@ -90,6 +91,12 @@ def lowest_go(scores, amount):
 def n_of_m(weight, n, m):
     mask = torch.zeros(weight.numel() // m, m, dtype=torch.bool)
     return mask.scatter(1, weight.reshape(-1, m).abs().topk(n).indices, True).view_as(weight)
+
+
+def one_left_out(a, b):
+    """The smallest and the largest rank correlation without one of the pairs."""
+    found = [float(spearman(a[:i] + a[i + 1:], b[:i] + b[i + 1:])) for i in range(len(a))]
+    return min(found), max(found)
 
 
 # notebook, checker, right answers (at least two), wrong answers (at least three)
@@ -258,14 +265,14 @@ EXERCISES = [
       lambda n, w, a, z: (1.0, (5 * n + (1 - z) * 200 * w + 10 * a) / (5 * n + 200 * w + 10 * a)),
       lambda n, w, a, z: (1.0, (z * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a)),
       lambda n, w, a, z: ((1 - z) * (5 * n + 200 * w) + 10 * a) / (5 * n + 200 * w + 10 * a), (1.0, 0.1)]),
-    ("05_energy_compressed", "check_3",
-     [lambda n, w, mac, byte: w * byte / (n * mac), lambda n, w, mac, byte: (byte / mac) * (w / n)],
-     [lambda n, w, mac, byte: n * mac / (w * byte),                                     # upside down
-      lambda n, w, mac, byte: 4 * byte / mac,                                           # dense layers only
-      lambda n, w, mac, byte: w * byte - n * mac,
-      lambda n, w, mac, byte: 4 * w * byte / (n * mac),                                 # they are bytes already
-      lambda n, w, mac, byte: w * mac / (n * byte),
-      lambda n, w, mac, byte: 212, 212]),
+    ("05_energy_compressed", "check_3", [one_left_out, lambda a, b: tuple(f(float(spearman(np.delete(a, i), np.delete(b, i)))
+                                                                       for i in range(len(a))) for f in (min, max))],
+     [lambda a, b: (float(spearman(a, b)),) * 2,                    # nothing is left out
+      lambda a, b: one_left_out(a, b)[::-1],
+      lambda a, b: one_left_out(a[:-1], b[:-1]),                    # the last one is never there
+      lambda a, b: list(one_left_out(a, b)),
+      lambda a, b: tuple(f(float(spearman(np.delete(a, i), b[:-1])) for i in range(len(a))) for f in (min, max)),   # only in one list
+      lambda a, b: one_left_out(a, b)[0], (0.8, 1.0)]),
     ("05_energy_compressed", "check_4",
      [lambda options, n: min(options, key=lambda name: options[name][0] + n * options[name][1]),
       lambda options, n: sorted((once + n * each, name) for name, (once, each) in options.items())[0][1]],

@@ -1,13 +1,12 @@
 """A saved model comes back with the same predictions, or the error says what is wrong with the file."""
 import json
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from course_lib import files, models
-from helpers import IMAGE_SIZE, TINY, same, state, tiny
+from helpers import IMAGE_SIZE, TINY, full_disk, same, state, tiny
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -77,12 +76,8 @@ def test_saving_again_replaces_the_file(saved):
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    def fail(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:len(content) // 2])
-        raise OSError("No space left on device")
     before = saved.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    full_disk(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         files.save(tiny("student"), saved)
     assert saved.read_bytes() == before

@@ -2,7 +2,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from course_lib import cost, declared, deploy, files, models, pruning, training
-from helpers import IMAGE_SIZE, TINY, random_split, run_python, same, state, tiny
+from helpers import IMAGE_SIZE, TINY, full_disk, random_split, run_python, same, state, tiny
 
 DENSE = [name for name in sorted(TINY)]             # all builders end in a linear layer
 
@@ -374,12 +373,8 @@ def test_a_truncated_bitmap_is_refused(saved, keep):
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    def fail(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:len(content) // 2])
-        raise OSError("No space left on device")
     before = saved.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    full_disk(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         pruning.save_bitmap(masked("student"), saved)
     assert saved.read_bytes() == before and [path.name for path in saved.parent.iterdir()] == [saved.name]
