@@ -246,18 +246,18 @@ def test_the_counters_of_every_run_were_read_as_the_chapter_says(stored):
         check_zeus([row for row in stored.rows if row["seed"] == seed and row["tool"] == "zeus"])
 
 
-def test_beside_a_neighbour_our_ratio_spreads_at_most_a_third_as_much(study, tools, stored):
-    """Whichever run is left out; without a neighbour it does not hold, and is not claimed."""
+def test_our_ratio_spreads_at_most_a_third_as_much_in_every_arm(study, tools, stored):
+    """And at most half as much whichever run is left out: the widest arm hangs on one run, which the chapter says."""
     def runs(tool, place):
         return np.array(list(stored.by_seed("ratio", tool=tool, neighbour=place).values()))
-    for place in (study.OTHER, study.EVERY):
+    for place in (study.NONE, study.OTHER, study.EVERY):
+        ours = runs("CPU time", place)
         for mode in study.MODES:
+            theirs = runs(f"codecarbon, {mode}", place)
+            assert tools.spread(ours) <= tools.spread(theirs) / 3, (place, mode)
             for left_out in range(10):
-                ours, theirs = (tools.spread(np.delete(runs(tool, place), left_out)) for tool in ("CPU time", f"codecarbon, {mode}"))
-                assert ours <= theirs / 3, (place, mode, left_out)
-    assert 1 < tools.spread(runs("codecarbon, process", study.NONE)) / tools.spread(runs("CPU time", study.NONE)) < 3
-    for place in (study.NONE, study.OTHER, study.EVERY):        # in interleaved blocks wall time gives a steady ratio too
-        assert tools.spread(runs("wall time", place)) < 1.5 * tools.spread(runs("CPU time", place))
+                assert tools.spread(np.delete(ours, left_out)) <= tools.spread(np.delete(theirs, left_out)) / 2, (place, mode, left_out)
+        assert tools.spread(runs("wall time", place)) < 1.5 * tools.spread(ours)      # blocks that take turns keep wall time steady too
 
 
 def test_a_neighbour_on_every_core_doubles_the_estimate_and_not_the_cpu_time(study, stored):
@@ -265,7 +265,7 @@ def test_a_neighbour_on_every_core_doubles_the_estimate_and_not_the_cpu_time(stu
         alone, beside = (stored.by_seed(value, tool=tool, neighbour=place) for place in (study.NONE, study.EVERY))
         return [beside[seed] / alone[seed] for seed in stored.seeds]
     assert all(1.7 < g < 2.2 for g in growth("codecarbon, process", "joules")) and min(growth("codecarbon, machine", "joules")) > 2.2
-    assert all(0.9 < g < 1.1 for g in growth("CPU time", "seconds")) and min(growth("wall time", "seconds")) > 1.9
+    assert all(0.9 < g < 1.2 for g in growth("CPU time", "seconds")) and min(growth("wall time", "seconds")) > 1.9
 
 
 def test_most_of_the_estimate_is_a_constant_for_the_memory(study, stored):

@@ -244,13 +244,13 @@ def test_a_cluster_runs_every_unit_once(study, tmp_path, backend, package):
 
 @pytest.fixture
 def imports_as_before():
-    """A scheduler inside this process also imports what is uploaded to its workers; other tests must not meet that."""
-    modules, path = dict(sys.modules), list(sys.path)
+    """A scheduler inside this process also imports what is uploaded to its workers, and reloads what is already there."""
+    uploaded, path = ("provenance", "common", "runner"), list(sys.path)
+    ours = {name: sys.modules.pop(name) for name in uploaded if name in sys.modules}
     yield
-    for name in ("provenance", "common", "runner"):
+    for name in uploaded:
         sys.modules.pop(name, None)
-        if name in modules:
-            sys.modules[name] = modules[name]
+    sys.modules.update(ours)
     sys.path[:] = path
 
 
