@@ -30,6 +30,8 @@ ALLOWED = {
     "pruning.sparse": {"declared", "files", "models", "pruning.weights"},
     "pruning.groups": {"training"}, "pruning.unit_scores": {"pruning.groups"},
     "pruning.structured": {"models", "pruning.groups", "pruning.weights"},
+    "quantization.affine": set(), "quantization.packing": set(),
+    "quantization.stored": {"declared", "models", "quantization.affine", "quantization.packing"},
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},
     "energy.quantity": {"intervals"}, "energy.tables": set(), "energy.declared_power": {"intervals", "energy.quantity", "energy.tables"},
@@ -45,7 +47,7 @@ ALLOWED = {
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results")
-TECHNIQUES = ("pruning",)
+TECHNIQUES = ("pruning", "quantization")
 PACKAGES = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
 for package in PACKAGES:                # opens all of its own modules, and nothing else
     ALLOWED[package] = {name for name in SOURCES if name.startswith(f"{package}.")}
