@@ -1,6 +1,7 @@
 """Companion package of the course *Smaller Models, Fewer Joules*.
 
-Small modules, one per idea. The ground: `data`, `models`, `training`, `files`, `intervals`, `declared`.
+Small modules, one per idea. The ground: `data`, `models`, `language`, `training`, `files`, `intervals`,
+`declared`.
 The ruler: `cost`, `timing`, `energy`, `deploy`. Techniques: `pruning`, `quantization`.
 The story: `report`, `joules`, `carbon`, `plots`, `predictors`, `results`, `checks`.
 Modules load when they are first used, so that `import course_lib` costs nothing.
@@ -8,8 +9,8 @@ Modules load when they are first used, so that `import course_lib` costs nothing
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["carbon", "checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "models",
-           "plots", "predictors", "pruning", "quantization", "report", "results", "timing", "training", "vision"]
+__all__ = ["carbon", "checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "language",
+           "models", "plots", "predictors", "pruning", "quantization", "report", "results", "timing", "training", "vision"]
 
 
 def __getattr__(name: str):

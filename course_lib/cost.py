@@ -55,12 +55,12 @@ def layer_costs(model: nn.Module, example: torch.Tensor) -> list[LayerCost]:
     return list(counter.rows.values())
 
 
-# Elementwise work, data movement, pooling and normalisation: no multiply-accumulates by convention.
+# Elementwise work, data movement, lookups, pooling and normalisation: no multiply-accumulates by convention.
 _FREE = set("""relu relu_ threshold hardtanh gelu silu sigmoid tanh softmax log_softmax _softmax _log_softmax add add_ sub
     mul mul_ div neg exp clamp max_pool2d max_pool2d_with_indices avg_pool2d mean sum amax native_batch_norm
     _native_batch_norm_legit_no_training cudnn_batch_norm native_layer_norm view _unsafe_view reshape flatten t transpose
     permute expand squeeze unsqueeze slice select split cat stack clone copy_ detach contiguous _to_copy alias empty
-    zeros_like ones_like native_dropout constant_pad_nd""".split())
+    zeros_like ones_like native_dropout constant_pad_nd embedding unbind""".split())
 
 
 def _matmul_macs(left: torch.Tensor, right: torch.Tensor) -> int:

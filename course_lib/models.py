@@ -12,13 +12,20 @@ import inspect
 import torch
 from torch import nn
 
-__all__ = ["BUILDERS", "build", "cnn", "lenet5", "lenet_300_100", "mlp", "note_change", "resnet", "student"]
+__all__ = ["BUILDERS", "build", "cnn", "lenet5", "lenet_300_100", "mlp", "note_change",
+           "remembers_its_architecture", "resnet", "student"]
 
 BUILDERS = {}
 
 
-def _remembers_its_architecture(builder):
-    """Check the arguments of a builder, and note its name and arguments on the model it returns."""
+def remembers_its_architecture(builder):
+    """Check the arguments of a builder, and note its name and arguments on the model it returns.
+
+    A builder in another module of course_lib goes into a dictionary BUILDERS there; its name holds the module's.
+    """
+    module = builder.__module__.removeprefix(f"{__package__}.")
+    known_as = builder.__name__ if module == "models" else f"{module}.{builder.__name__}"
+
     @functools.wraps(builder)
     def build_and_note(*args, **kwargs):
         signature = inspect.signature(builder)
@@ -30,10 +37,10 @@ def _remembers_its_architecture(builder):
             if not isinstance(sizes, (tuple, list)) or not sizes or not all(type(s) is int and s >= 1 for s in sizes):
                 raise ValueError(f"{name} must hold whole numbers >= 1, such as {example!r}; got {value!r}")
         model = builder(*bound.args, **bound.kwargs)
-        model.architecture = {"builder": builder.__name__, **bound.arguments}
+        model.architecture = {"builder": known_as, **bound.arguments}
         return model
 
-    BUILDERS[builder.__name__] = build_and_note
+    builder.__globals__["BUILDERS"][builder.__name__] = build_and_note
     return build_and_note
 
 
@@ -45,9 +52,11 @@ def build(architecture: dict) -> nn.Module:
     """
     arguments = dict(architecture)
     name, changes = arguments.pop("builder", None), arguments.pop("changes", [])
-    if name not in BUILDERS:
+    module, _, builder = str(name).rpartition(".")
+    builders = getattr(_find_module(module), "BUILDERS", {}) if module else BUILDERS
+    if builder not in builders:
         raise ValueError(f"unknown builder {name!r}; choose one of {', '.join(BUILDERS)}")
-    model = BUILDERS[name](**arguments)
+    model = builders[builder](**arguments)
     for technique, change, options in changes:
         model = _find_change(technique, change)(model, **options)
     return model
@@ -66,11 +75,16 @@ def note_change(model: nn.Module, technique: str, change: str, **options) -> Non
 
 
 def _find_change(technique: str, change: str):
-    from . import __all__ as modules
-    found = importlib.import_module(f".{technique}", __package__) if technique in modules else None
-    if change not in getattr(found, "CHANGES", {}):
+    changes = getattr(_find_module(technique), "CHANGES", {})
+    if change not in changes:
         raise ValueError(f"unknown change {change!r} of technique {technique!r}; this version of course_lib has none such")
-    return found.CHANGES[change]
+    return changes[change]
+
+
+def _find_module(name: str):
+    """A module of course_lib, loaded only now; None if there is no such."""
+    from . import __all__ as modules
+    return importlib.import_module(f".{name}", __package__) if name in modules else None
 
 
 def _after(size: int, *steps: int) -> int:
@@ -90,13 +104,13 @@ def _dense(*widths: int) -> list[nn.Module]:
     return layers
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def mlp(channels: int = 1, image_size: int = 28, classes: int = 10, hidden: tuple[int, ...] = (128,)) -> nn.Module:
     """Multi-layer perceptron; by default 784-128-10 with 101,770 parameters, the source article's."""
     return nn.Sequential(*_dense(channels * image_size**2, *hidden, classes))
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def lenet_300_100(channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Module:
     """LeNet-300-100, the fully connected yardstick of pruning papers: 266,610 parameters.
 
@@ -105,7 +119,7 @@ def lenet_300_100(channels: int = 1, image_size: int = 28, classes: int = 10) ->
     return nn.Sequential(*_dense(channels * image_size**2, 300, 100, classes))
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def lenet5(channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Module:
     """LeNet-5 as distributed with Caffe (and used by Han et al. 2015): 431,080 parameters.
 
@@ -116,7 +130,7 @@ def lenet5(channels: int = 1, image_size: int = 28, classes: int = 10) -> nn.Mod
                          *_dense(50 * side**2, 500, classes))
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def cnn(channels: int = 1, image_size: int = 28, classes: int = 10, widths: tuple[int, int] = (32, 64)) -> nn.Module:
     """Two convolutions and a dense layer; by default the source article's, 34,826 parameters.
 
@@ -136,7 +150,7 @@ def _conv_norm(n_in: int, n_out: int, *, size: int = 3, stride: int = 1) -> list
     return [nn.Conv2d(n_in, n_out, size, stride, padding=size // 2, bias=False), nn.BatchNorm2d(n_out)]
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def student(channels: int = 1, image_size: int = 28, classes: int = 10,
             widths: tuple[int, ...] = (8, 12, 8)) -> nn.Module:
     """A tiny student: strided convolutions with batch normalisation; by default 3,146 parameters."""
@@ -163,7 +177,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-@_remembers_its_architecture
+@remembers_its_architecture
 def resnet(channels: int = 1, image_size: int = 28, classes: int = 10, width: int = 16) -> nn.Module:
     """A small residual network with batch normalisation: a stem, two blocks, global average pooling."""
     return nn.Sequential(*_conv_norm(channels, width, stride=2), nn.ReLU(),

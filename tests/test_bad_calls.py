@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib import checks, cost, data, deploy, energy, files, intervals, models, pruning, report, timing, training
+from course_lib import checks, cost, data, deploy, energy, files, intervals, models, pruning, quantization, report, timing, training
 from helpers import IMAGE_SIZE, random_split, tiny
 
 SPLIT = random_split(12)
@@ -17,6 +17,7 @@ EMPTY = SPLIT.first(0)
 MLP = tiny("mlp")
 FIT = {"epochs": 1, "lr": 0.01}
 THREE = torch.zeros(3, dtype=torch.long)
+GRID = quantization.grid_from_range(-1.0, 1.0, 8)
 
 
 class NoMoment:
@@ -189,6 +190,41 @@ BAD_CALLS = [
      "levels must rise from 0, e.g. [0, 0.5, 0.9]; got [0.5, 0.9]"),
     ("a scan in percent", lambda: pruning.scan(MLP, lambda _: 1.0, levels=[0, 50]), ValueError,
      "each level must be a fraction from 0 to 1, e.g. 0.9 for 90 %; got 50"),
+    # quantization
+    ("no bits", lambda: quantization.grid_for(torch.ones(2), 0), ValueError, "bits must be a whole number from 1 to 16; got 0"),
+    ("too many bits", lambda: quantization.quantize_weights(MLP, 17), ValueError, "bits must be a whole number from 1 to 16; got 17"),
+    ("a truth value for bits", lambda: quantization.formula(torch.ones(2), True), ValueError, "from 1 to 16; got True"),
+    ("half a bit", lambda: quantization.pack(THREE, 0.5), ValueError, "from 1 to 16; got 0.5"),
+    ("equal values in the source's formula", lambda: quantization.formula(torch.ones(2), 8), ValueError,
+     "all values are 1: the formula divides by x_max − x_min, which is 0"),
+    ("an empty tensor", lambda: quantization.grid_for(torch.ones(0), 8), ValueError,
+     "cannot quantize an empty tensor: it has no range"),
+    ("an empty tensor in channels", lambda: quantization.grid_for(torch.ones(0, 3), 8, axis=0), ValueError, "empty tensor"),
+    ("values that are not numbers", lambda: quantization.grid_for(torch.tensor([1, math.nan]), 8), ValueError,
+     "values must be finite; got NaN or infinity (did training diverge?)"),
+    ("infinite values", lambda: quantization.fake_quantize(torch.tensor([1, math.inf]), GRID), ValueError, "values must be finite"),
+    ("whole numbers for values", lambda: quantization.quantize(THREE, GRID), TypeError, "values must be floating point; got torch.int64"),
+    ("an axis too far", lambda: quantization.grid_for(torch.ones(2, 3), 8, axis=2), ValueError,
+     "axis must be one of the 2 dimensions of shape (2, 3); got 2"),
+    ("an axis of a single number", lambda: quantization.grid_for(torch.tensor(1.0), 8, axis=0), ValueError, "shape (); got 0"),
+    ("groups that do not fit", lambda: quantization.grid_for(torch.ones(2, 3), 8, group=2), ValueError,
+     "group must be a whole number that divides the 3 values of a row; got 2"),
+    ("groups of nothing", lambda: quantization.grid_for(torch.ones(2, 3), 8, group=0), ValueError, "got 0"),
+    ("a grid of another shape", lambda: quantization.quantize(torch.ones(3, 2), quantization.grid_for(torch.ones(2, 2), 8, axis=0)),
+     ValueError, "a tensor of shape (3, 2) has 3 blocks (axis=0, group=None); the grid has 2 scales"),
+    ("an unknown convention", lambda: quantization.grid_for(torch.ones(2), 8, convention="tensorflow"), ValueError,
+     "convention must be one of torch, torchao, onnxruntime; got 'tensorflow'"),
+    ("a range upside down", lambda: quantization.grid_from_range(1.0, -1.0, 8), ValueError,
+     "a range needs finite ends, low <= high; got 1.0 to -1.0"),
+    ("a range without end", lambda: quantization.grid_from_range(-math.inf, 1.0, 8), ValueError, "a range needs finite ends"),
+    ("a range beyond float32", lambda: quantization.grid_from_range(-3e38, 3e38, 8), ValueError,
+     "the range is too wide: numbers on a grid from -3e+38 to 3e+38 overflow float32"),
+    ("a number of too many bits", lambda: quantization.pack(torch.tensor([8]), 3), ValueError,
+     "numbers of 3 bits go from 0 to 7; got 8 to 8"),
+    ("a model without weights", lambda: quantization.quantize_weights(nn.ReLU(), 8), ValueError,
+     "the model has no linear layer or convolution that could be quantized (ReLU)"),
+    ("a layer that cannot be quantized", lambda: quantization.quantize_weights(nn.Conv1d(1, 1, 3), 8), ValueError,
+     "only Linear and Conv2d can be quantized, not the model (Conv1d)"),
 ]
 
 

@@ -1,4 +1,5 @@
 """The deployed file predicts as the model does, takes any batch, and carries no trace of its making."""
+import logging
 import os
 from pathlib import Path
 
@@ -6,8 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from course_lib import deploy, files, models
+from course_lib.quantization.calibration import calibrate
+from course_lib.quantization.static import quantize_static
 from helpers import IMAGE_SIZE, random_split, same, state, tiny
 
 NAMES = ("mlp", "cnn", "resnet")        # dense, pooled, and residual with batch normalisation
@@ -150,3 +154,127 @@ def test_onnx_runtime_gets_one_thread_unless_told_otherwise(monkeypatch, tmp_pat
     deploy.load_onnx(tmp_path / "m.onnx")
     deploy.load_onnx(tmp_path / "m.onnx", threads=2)
     assert seen == [(1, 1), (1, 1), (2, 2)]
+
+
+# --- integers ---
+
+@pytest.fixture(scope="module")
+def integers():
+    """The article's network in integers, its file, and images."""
+    torch.manual_seed(0)
+    model, images = models.cnn(), random_split(40, image_size=28).images
+    static = quantize_static(model, calibrate(model, images))
+    return static, deploy.onnx_bytes(static, images), images
+
+
+def optimised(content, folder):
+    """The operations that ONNX Runtime runs in the end."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def test_an_integer_model_s_file_takes_a_byte_for_a_weight(integers):
+    static, content, _ = integers
+    assert 0 < len(content) - files.payload_bytes(static) < 5000
+    kinds = {i.name: i.data_type for i in onnx.load_from_string(content).graph.initializer}
+    assert [kinds[f"{n}.{kind}"] for n in (0, 3, 7) for kind in ("weight", "bias")] == [onnx.TensorProto.INT8, onnx.TensorProto.INT32] * 3
+
+
+def test_an_integer_model_runs_on_integer_kernels(integers, tmp_path):
+    operations = optimised(integers[1], tmp_path)
+    assert operations.count("QLinearConv") == 2 and operations.count("QGemm") == 1
+    assert not {"Conv", "Gemm", "MatMul", "Relu", "DequantizeLinear"} & set(operations)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_an_integer_model_s_file_takes_any_batch_and_gives_its_logits(integers, n):
+    static, content, images = integers
+    logits = deploy.load_onnx(content)(images[:n].numpy())
+    assert logits.shape == (n, 10)
+    np.testing.assert_allclose(logits, static(images[:n]).numpy(), atol=0.02 * float(static(images).abs().max()))
+
+
+@pytest.mark.parametrize("wrong, accepted", [(0.02, True), (0.5, False), (np.nan, False)])
+def test_an_integer_model_may_differ_by_steps_and_by_no_more(integers, monkeypatch, wrong, accepted):
+    """A step here and there moves the logits a little; the file may differ by that much, which float models may not."""
+    static, content, images = integers
+
+    class Program:
+        model_proto = onnx.load_from_string(content)
+    right = deploy.load_onnx
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: Program)
+    monkeypatch.setattr(deploy, "load_onnx", lambda content: lambda x: right(content)(x) + wrong * float(static(images).abs().max()))
+    if accepted:
+        assert deploy.onnx_bytes(static, images) == content
+    else:
+        with pytest.raises(ValueError, match="disagrees with the model by up to .*; on a processor without VNNI, use weights of 7 bits"):
+            deploy.onnx_bytes(static, images)
+    assert not any(module._forward_hooks for module in static.modules())
+
+
+@pytest.fixture(scope="module")
+def float_file(tmp_path_factory):
+    """The content of the article's network, untrained, in float32."""
+    torch.manual_seed(0)
+    return deploy.onnx_bytes(models.cnn(), random_split(4, image_size=28).images)
+
+
+IMAGES = random_split(60, image_size=28, seed=3).images
+
+
+@pytest.mark.parametrize("mode, options, kernel", [
+    ("dynamic", {}, "ConvInteger"), ("dynamic", {"per_channel": True, "reduce_range": True}, "ConvInteger"),
+    ("static", {}, "QLinearConv"), ("static", {"per_channel": True}, "QLinearConv"), ("static", {"method": "entropy"}, "QLinearConv"),
+    ("static", {"method": "percentile", "reduce_range": True}, "QLinearConv")], ids=str)
+def test_onnx_runtime_quantizes_quietly_the_same_each_time_and_predicts_nearly_the_same(
+        float_file, tmp_path, capfd, caplog, mode, options, kernel):
+    images = IMAGES if mode == "static" else None
+    content = deploy.quantize_onnx(float_file, images, mode=mode, **options)
+    assert content == deploy.quantize_onnx(float_file, images, mode=mode, **options)
+    assert capfd.readouterr() == ("", "") and not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+    assert 34_826 < len(content) < 0.32 * len(float_file)
+    assert kernel in optimised(content, tmp_path)
+    expected = deploy.load_onnx(float_file)(IMAGES.numpy())
+    np.testing.assert_allclose(deploy.load_onnx(content)(IMAGES.numpy()), expected, atol=0.1 * abs(expected).max())
+    proto = onnx.load_from_string(content)
+    weights = [numpy_helper.to_array(i) for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1]
+    assert len(weights) == 3 and max(int(abs(w.astype(int)).max()) for w in weights) == (64 if options.get("reduce_range") else 127)
+    per_channel = [len(i.dims) == 1 and i.dims[0] > 1 for i in proto.graph.initializer if "weight" in i.name and "scale" in i.name]
+    assert any(per_channel) == options.get("per_channel", False)
+    assert not proto.doc_string and not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+
+
+def test_quantize_onnx_equals_onnx_runtime_s_own_function(float_file, tmp_path):
+    from onnxruntime import quantization
+    (tmp_path / "m.onnx").write_bytes(float_file)
+    quantization.quantize_dynamic(tmp_path / "m.onnx", tmp_path / "q.onnx", weight_type=quantization.QuantType.QInt8)
+    np.testing.assert_array_equal(deploy.load_onnx(tmp_path / "q.onnx")(IMAGES.numpy()),
+                                  deploy.load_onnx(deploy.quantize_onnx(float_file, mode="dynamic"))(IMAGES.numpy()))
+
+
+def test_the_static_ranges_come_from_all_images(float_file):
+    """What only the last images hold must be seen as well."""
+    bright = torch.cat([IMAGES[:55], 4 * IMAGES[55:]])
+    few, all_of_them = (deploy.quantize_onnx(float_file, images, mode="static") for images in (bright[:50], bright))
+    scale_few, scale_all = (next(float(numpy_helper.to_array(i)) for i in onnx.load_from_string(content).graph.initializer
+                                 if i.name == "images_scale") for content in (few, all_of_them))
+    assert scale_all > 3 * scale_few and scale_all == pytest.approx(float(bright.max()) / 255)
+
+
+@pytest.mark.parametrize("images, options, message", [
+    (None, {"mode": "static"}, "static quantization needs images"), (IMAGES[:0], {"mode": "static"}, "with 0 images"),
+    (IMAGES, {"mode": "dynamic"}, "dynamic quantization takes none"), (IMAGES, {"mode": "both"}, "mode must be dynamic or static"),
+    (IMAGES, {"mode": "static", "method": "mse"}, "method one of min-max, entropy, percentile; got 'static', 'mse'")])
+def test_quantize_onnx_refuses_what_makes_no_sense(float_file, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        deploy.quantize_onnx(float_file, images, **options)
+
+
+def test_logging_is_as_before_after_quantizing_even_if_it_fails():
+    before = logging.root.manager.disable
+    with pytest.raises(Exception):
+        deploy.quantize_onnx(b"no model", mode="dynamic")
+    assert logging.root.manager.disable == before

@@ -16,7 +16,6 @@ from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
 from course_lib.predictors import spearman
-from course_lib.predictors import spearman
 
 BOOK = Path(__file__).parent.parent / "book"
 

@@ -21,7 +21,7 @@ SOURCES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 ALLOWED = {
     # the ground
     "vision": set(), "intervals": set(), "declared": set(), "models": set(), "data": {"vision"}, "files": {"models"},
-    "training": {"data", "intervals"}, "results": {"intervals"},
+    "training": {"data", "intervals"}, "results": {"intervals"}, "language": {"data", "intervals", "models", "training"},
     # techniques
     "pruning.weights": set(), "pruning.scores": {"pruning.weights"}, "pruning.masks": {"pruning.scores", "pruning.weights"},
     "pruning.sensitivity": {"pruning.masks", "pruning.weights"},
@@ -30,8 +30,22 @@ ALLOWED = {
     "pruning.sparse": {"declared", "files", "models", "pruning.weights"},
     "pruning.groups": {"training"}, "pruning.unit_scores": {"pruning.groups"},
     "pruning.structured": {"models", "pruning.groups", "pruning.weights"},
-    "quantization.affine": set(), "quantization.packing": set(),
-    "quantization.stored": {"declared", "models", "quantization.affine", "quantization.packing"},
+    "quantization.blocks": set(), "quantization.qdq": set(), "quantization.affine": {"quantization.blocks"},
+    "quantization.packing": {"quantization.blocks"},
+    "quantization.stored": {"declared", "models", "quantization.affine", "quantization.blocks", "quantization.packing"},
+    "quantization.calibration": {"training", "quantization.affine", "quantization.stored"}, "quantization.folding": {"models"},
+    "quantization.integer": {"declared", "quantization.affine", "quantization.qdq"},
+    "quantization.static": {"declared", "models", "quantization.affine", "quantization.integer", "quantization.qdq", "quantization.stored"},
+    "quantization.codebook": {"quantization.blocks", "quantization.packing", "quantization.stored"},
+    "quantization.binary": {"quantization.blocks", "quantization.packing", "quantization.stored"},
+    "quantization.mixed": {"quantization.affine", "quantization.stored"},
+    "quantization.equalize": {"training", "quantization.stored"},
+    "quantization.gptq": {"training", "quantization.affine", "quantization.stored"},
+    "quantization.straight_through": {"quantization.affine", "quantization.binary", "quantization.stored"},
+    "quantization.learned_step": {"quantization.affine", "quantization.binary", "quantization.stored", "quantization.straight_through"},
+    "quantization.qat": {"declared", "models", "quantization.affine", "quantization.learned_step", "quantization.stored",
+                         "quantization.straight_through"},
+    "quantization.ready_made": {"quantization.stored"},
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},
     "energy.quantity": {"intervals"}, "energy.tables": set(), "energy.declared_power": {"intervals", "energy.quantity", "energy.tables"},
@@ -46,7 +60,7 @@ ALLOWED = {
     "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "timing", "training"},
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
-GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results")
+GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results", "language")
 TECHNIQUES = ("pruning", "quantization")
 PACKAGES = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
 for package in PACKAGES:                # opens all of its own modules, and nothing else

@@ -14,64 +14,58 @@ from torch.nn import functional as F
 from ..declared import LayerCost
 from ..models import note_change
 from .affine import Grid, dequantize, grid_for, quantize
+from .blocks import scale_shape
 from .packing import pack, packed_bytes, unpack
 
 __all__ = ["FORMS", "AffineForm", "StoredLayer", "empty_stored", "quantizable", "quantize_weights", "store"]
 
 
 class AffineForm(nn.Module):
-    """A weight as packed whole numbers on a `Grid`: scale float32, zero points packed too where they are not 0.
+    """A weight as packed whole numbers on a `Grid`: scales float32, zero points packed too where they are not all 0.
 
-    Args: shape: of the weight; the others as in `Grid`.
+    Args: shape: of the weight; centred: all zero points are 0, so none is stored; the others as in `Grid`.
     """
 
-    def __init__(self, shape: list[int], bits: int, *, signed: bool, symmetric: bool, axis: int | None = None,
-                 group: int | None = None, narrow: bool = False):
+    def __init__(self, shape: list[int], *, quant_min: int, quant_max: int, axis: int | None = None, group: int | None = None,
+                 centred: bool):
         super().__init__()
-        self.options = {"shape": list(shape), "bits": bits, "signed": signed, "symmetric": symmetric, "axis": axis,
-                        "group": group, "narrow": narrow}
-        self.shape, self.bits = tuple(shape), bits
-        rows = 1 if axis is None else shape[axis]
-        self.parameters_shape = (rows, math.prod(shape) // rows // group) if group else () if axis is None else (rows,)
-        self.count = math.prod(self.parameters_shape)
-        self.register_buffer("packed", torch.zeros(packed_bytes(math.prod(shape), bits), dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(self.parameters_shape))
-        if not symmetric:
-            self.register_buffer("zero_points", torch.zeros(packed_bytes(self.count, bits), dtype=torch.uint8))
+        self.options = {"shape": list(shape), "quant_min": quant_min, "quant_max": quant_max, "axis": axis, "group": group,
+                        "centred": centred}
+        self.count, scales = math.prod(shape), scale_shape(shape, axis, group)
+        self.register_buffer("packed", torch.zeros(packed_bytes(self.count, self.bits), dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(scales))
+        if not centred:
+            self.register_buffer("zero_points", torch.zeros(packed_bytes(math.prod(scales), self.bits), dtype=torch.uint8))
+        self.register_load_state_dict_post_hook(_check_loaded)
 
     @classmethod
     def of(cls, weight: torch.Tensor, grid: Grid) -> "AffineForm":
         """The weight, rounded to the grid."""
-        signed = grid.quant_min < 0
-        form = cls(list(weight.shape), grid.bits, signed=signed, axis=grid.axis, group=grid.group,
-                   symmetric=bool((grid.zero_point == (0 if signed else 2 ** (grid.bits - 1))).all()),
-                   narrow=grid.quant_min == -grid.quant_max and signed)
-        form.packed = pack(quantize(weight.detach(), grid).int() - form.lowest, grid.bits)
-        form.scale = grid.scale.clone()
-        if not form.options["symmetric"]:
-            form.zero_points = pack(grid.zero_point - form.lowest, grid.bits)
+        form = cls(list(weight.shape), quant_min=grid.quant_min, quant_max=grid.quant_max, axis=grid.axis, group=grid.group,
+                   centred=not grid.zero_point.any())
+        form.packed, form.scale = pack(quantize(weight, grid).int() - grid.quant_min, grid.bits), grid.scale.detach().clone()
+        if not form.options["centred"]:
+            form.zero_points = pack(grid.zero_point - grid.quant_min, grid.bits)
         return form
 
     @property
-    def lowest(self) -> int:
-        """The whole number that is packed as 0."""
-        return -(2 ** (self.bits - 1)) if self.options["signed"] else 0
+    def bits(self) -> int:
+        """Bits of one whole number."""
+        return (self.options["quant_max"] - self.options["quant_min"]).bit_length()
 
     @property
     def grid(self) -> Grid:
         """The grid, read back from the stored numbers."""
-        signed, bits = self.options["signed"], self.bits
-        if self.options["symmetric"]:
-            zero_point = torch.full(self.parameters_shape, 0 if signed else 2 ** (bits - 1), dtype=torch.int32)
-        else:
-            zero_point = unpack(self.zero_points, bits, self.count).reshape(self.parameters_shape) + self.lowest
-        return Grid(self.scale, zero_point, self.lowest + self.options["narrow"], self.lowest + 2**bits - 1,
-                    self.options["axis"], self.options["group"])
+        quant_min, quant_max, axis, group = (self.options[name] for name in ("quant_min", "quant_max", "axis", "group"))
+        zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
+        if not self.options["centred"]:
+            zero_point = unpack(self.zero_points, self.bits, self.scale.numel()).reshape(self.scale.shape) + quant_min
+        return Grid(self.scale, zero_point, quant_min, quant_max, axis, group)
 
     @property
     def codes(self) -> torch.Tensor:
         """The whole numbers, int32, in the shape of the weight."""
-        return unpack(self.packed, self.bits, math.prod(self.shape)).reshape(self.shape) + self.lowest
+        return unpack(self.packed, self.bits, self.count).reshape(self.options["shape"]) + self.options["quant_min"]
 
     def decode(self) -> torch.Tensor:
         """The weight, float32."""
@@ -80,6 +74,14 @@ class AffineForm(nn.Module):
     def stored_bytes(self) -> int:
         """Bytes of all that is needed to decode."""
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+
+def _check_loaded(form: AffineForm, incompatible_keys) -> None:
+    """Raise ValueError for numbers from a file that `AffineForm.of` cannot have made."""
+    if form.scale.dtype != torch.float32 or not (torch.isfinite(form.scale).all() and (form.scale > 0).all()):
+        raise ValueError("scales must be finite float32 numbers above 0")
+    if max(form.codes.max(), form.grid.zero_point.max()) > form.options["quant_max"]:
+        raise ValueError(f"whole numbers must not be above {form.options['quant_max']}")
 
 
 # Which class a form's name in a saved model stands for; other modules add theirs.
@@ -118,26 +120,43 @@ class StoredLayer(nn.Module):
         return f"{self.kind}, {name}, " + ", ".join(f"{k}={v}" for k, v in (self.form.options | self.where).items())
 
 
-def quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers and convolutions of a model, by name.
+def quantizable(model: nn.Module, *, skip: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The linear layers and convolutions of a model, by name, without those named in `skip`.
 
-    Raises: ValueError if there is none, if one is shared or has hooks, or if its weights are not finite float32.
+    Raises: ValueError if there is none, if one is shared or has hooks, if its weights are not finite float32, for a
+            layer of another kind that multiplies by a weight and is not in `skip`, or for a name in `skip` that is
+            none of the model's.
     """
-    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if type(layer) in (nn.Linear, nn.Conv2d)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: layer for name, layer in modules.items() if type(layer) in (nn.Linear, nn.Conv2d)}
+    if unknown := set(skip) - set(modules):
+        raise ValueError(f"no layer named {sorted(unknown)}; the model has {', '.join(layers)}")
+    if foreign := [f"{name or 'the model'} ({type(m).__name__})" for name, m in modules.items()
+                   if name not in skip and name not in layers and _multiplies(m)]:
+        raise ValueError(f"only Linear and Conv2d can be quantized, not {', '.join(foreign)}; name it in `skip` to leave it "
+                         "as it is")
     if not layers:
         raise ValueError("the model has no linear layer or convolution that could be quantized "
-                         f"({', '.join(sorted({type(m).__name__ for m in model.modules()}))})")
+                         f"({', '.join(sorted({type(m).__name__ for m in modules.values()}))})")
     weights = [id(layer.weight) for layer in layers.values()]
+    layers = {name: layer for name, layer in layers.items() if name not in skip}
     for name, layer in layers.items():
         if weights.count(id(layer.weight)) > 1:
             raise ValueError(f"the weight of {name or 'the layer'} is shared between layers; quantize it once and tie it again")
         if layer._forward_hooks or layer._forward_pre_hooks:
-            raise ValueError(f"layer {name or type(layer).__name__} has hooks, which may change what it computes; remove them first")
-        if layer.weight.dtype != torch.float32 or not torch.isfinite(layer.weight).all():
+            raise ValueError(f"layer {name or type(layer).__name__} has hooks, which may change what it computes; remove them")
+        holds_numbers = not layer.weight.is_meta         # no numbers yet while a saved model is being built
+        if layer.weight.dtype != torch.float32 or holds_numbers and not torch.isfinite(layer.weight).all():
             raise ValueError(f"weights must be finite float32; those of {name or 'the layer'} are not (did training diverge?)")
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             raise ValueError(f"{name or 'the layer'} pads with {layer.padding_mode!r}; only zeros can be quantized")
     return layers
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module has a weight matrix of its own that it multiplies by; an embedding only looks rows up."""
+    matrices = [name for name, p in module.named_parameters(recurse=False) if "weight" in name and p.dim() > 1]
+    return isinstance(module, (nn.Linear, nn.Conv2d)) or bool(matrices) and not isinstance(module, nn.Embedding)
 
 
 def quantize_weights(model: nn.Module, bits: int, *, axis: int | None = 0, group: int | None = None, symmetric: bool = True,
@@ -146,14 +165,11 @@ def quantize_weights(model: nn.Module, bits: int, *, axis: int | None = 0, group
 
     Args:   axis: 0 for a scale for each output channel, None for one for the whole weight; group: values that share one.
             skip: names of layers that stay float32.
-    Raises: ValueError as `quantizable` and `grid_from_range`, and for a name in `skip` that is no such layer.
+    Raises: ValueError as `quantizable` and `grid_from_range`.
     """
-    layers = quantizable(model)
-    if unknown := set(skip) - set(layers):
-        raise ValueError(f"no layer named {sorted(unknown)}; the model has {', '.join(layers)}")
     return store(model, {name: AffineForm.of(layer.weight, grid_for(
         layer.weight, bits, axis=axis, group=group, symmetric=symmetric, convention=convention))
-        for name, layer in layers.items() if name not in skip})
+        for name, layer in quantizable(model, skip=skip).items()})
 
 
 def store(model: nn.Module, forms: dict[str, nn.Module]) -> nn.Module:
@@ -171,4 +187,6 @@ def store(model: nn.Module, forms: dict[str, nn.Module]) -> nn.Module:
 
 def empty_stored(model: nn.Module, *, forms: dict[str, list]) -> nn.Module:
     """`store` with forms that hold no numbers yet: to load saved models."""
+    if unknown := {kind for kind, _ in forms.values()} - set(FORMS):
+        raise ValueError(f"unknown forms {sorted(unknown)}; this version of course_lib has {', '.join(FORMS)}")
     return store(model, {name: FORMS[kind](**options) for name, (kind, options) in forms.items()})
