@@ -1,8 +1,7 @@
 """A language model small enough to train in seconds, and a text whose entropy is known exactly.
 
-The text is drawn from a grammar that is a short list of sentence patterns. So the probability of every sentence
-is known, and with it the fewest bits per character that any model can need. The model has the parts of the large
-ones: tokens, attention that looks back only, feed-forward layers. Book: chapter 3, "A text whose entropy we know".
+The text is drawn from a short list of sentence patterns, so the probability of every sentence is known, and the fewest bits
+per character that any model can need. The model has the parts of large ones. Book: chapter 3, "A text whose entropy we know".
 """
 import functools
 import itertools
@@ -18,8 +17,8 @@ from .data import Split
 from .models import remembers_its_architecture
 from .training import evaluating
 
-__all__ = ["ALPHABET", "Attention", "BUILDERS", "Block", "Decoder", "bits_per_character", "bits_per_sentence", "decoder", "encode", "entropy", "generate",
-           "information", "mean_length", "next_character_loss", "sample_sentences", "sentences"]
+__all__ = ["ALPHABET", "Attention", "BUILDERS", "Block", "Decoder", "bits_per_character", "bits_per_sentence", "decoder",
+           "encode", "entropy", "generate", "information", "mean_length", "next_character_loss", "sample_sentences", "sentences"]
 
 BUILDERS = {}
 END = 0                 # the token before the first and behind the last character of a sentence
@@ -107,6 +106,7 @@ class Attention(nn.Module):
         self.register_buffer("mask", torch.full((context, context), -math.inf).triu(1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Places (n, length, width) to the same shape."""
         n, length, width = x.shape
         parts = self.query_key_value(x).view(n, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)                # each (n, heads, length, d)
@@ -128,6 +128,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Places (n, length, width) to the same shape."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -143,6 +144,7 @@ class Decoder(nn.Module):
         self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, tokens)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens to logits; see the class."""
         if x.dim() != 2 or x.shape[1] > len(self.place):
             raise ValueError(f"need tokens of shape (n, up to {len(self.place)}); got {tuple(x.shape)}")
         return self.output(self.norm(self.blocks(self.token(x) + self.place[:x.shape[1]])))

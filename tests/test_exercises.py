@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from answers_quantization import EXERCISES as QUANTIZATION, RESULTS as QUANTIZATION_RESULTS
 from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
@@ -361,6 +362,8 @@ EXERCISES = [
       ("on chip", 2000.0),                                          # arithmetic only
       ("on chip", 1 / 1000), ("on chip", 1e-9), 1000.0, ["on chip", 1000.0]]),
 ]
+EXERCISES += QUANTIZATION
+RESULTS |= QUANTIZATION_RESULTS
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 
 

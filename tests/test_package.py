@@ -41,10 +41,10 @@ ALLOWED = {
     "quantization.mixed": {"quantization.affine", "quantization.stored"},
     "quantization.equalize": {"training", "quantization.stored"},
     "quantization.gptq": {"training", "quantization.affine", "quantization.stored"},
-    "quantization.straight_through": {"quantization.affine", "quantization.binary", "quantization.stored"},
-    "quantization.learned_step": {"quantization.affine", "quantization.binary", "quantization.stored", "quantization.straight_through"},
+    "quantization.ste": {"quantization.affine", "quantization.binary", "quantization.stored"},
+    "quantization.learned_step": {"quantization.affine", "quantization.binary", "quantization.stored", "quantization.ste"},
     "quantization.qat": {"declared", "models", "quantization.affine", "quantization.learned_step", "quantization.stored",
-                         "quantization.straight_through"},
+                         "quantization.ste"},
     "quantization.ready_made": {"quantization.stored"},
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},

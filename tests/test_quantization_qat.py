@@ -14,7 +14,7 @@ from course_lib.quantization.binary import SignForm
 from course_lib.quantization.learned_step import LearnedStep
 from course_lib.quantization.qat import TRAINED_METHODS, FakeInput, fake_quantized, to_stored
 from course_lib.quantization.stored import StoredLayer
-from course_lib.quantization.straight_through import FakeForm, FakeMinMax, FakeSign, fake_quantize_through, straight_through
+from course_lib.quantization.ste import FakeForm, FakeMinMax, FakeSign, fake_quantize_through, straight_through
 from helpers import TINY, random_split, same, state, tiny
 
 SPLIT = random_split()

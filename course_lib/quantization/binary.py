@@ -70,7 +70,7 @@ class TernaryForm(_ScaledForm):
     """A weight as −α, 0 or α. Weights up to 0.7 · mean|w| become 0, and α is the mean of |w| over the others.
 
     Args:   packing: "trits", five in a byte, or "bits", two bits each.
-    Source: Li et al. 2016 (ternary weight networks), eq. 5 and 6.
+    Source: Li et al. 2016 (ternary weight networks).
     """
 
     def __init__(self, shape: list[int], axis: int | None = 0, packing: str = "trits"):

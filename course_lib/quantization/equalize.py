@@ -78,7 +78,7 @@ def correct_bias(quantized: nn.Module, model: nn.Module, images: torch.Tensor) -
 
     Args:   quantized: from `model`, with stored weights; images: for calibration, from the validation part.
     Raises: ValueError if there are no images, or if a quantized layer has no bias.
-    Source: Nagel et al. 2019, sec. 4.2 and appendix D (the empirical variant).
+    Source: Nagel et al. 2019, sec. 4.2 (the empirical variant).
     """
     corrected = copy.deepcopy(quantized)
     layers = {name: layer for name, layer in corrected.named_modules() if isinstance(layer, StoredLayer)}

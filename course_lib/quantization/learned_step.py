@@ -11,7 +11,7 @@ from torch import nn
 from .affine import Grid, integer_range
 from .binary import SignForm
 from .stored import FORMS, AffineForm
-from .straight_through import FakeForm, along, straight_through
+from .ste import FakeForm, along, straight_through
 
 __all__ = ["LearnedStep"]
 

@@ -13,7 +13,7 @@ from ..models import note_change
 from .affine import Grid, grid_from_range, integer_range
 from .learned_step import LearnedStep
 from .stored import FORMS, StoredLayer, quantizable, store
-from .straight_through import FakeForm, FakeMinMax, FakeSign, fake_quantize_through
+from .ste import FakeForm, FakeMinMax, FakeSign, fake_quantize_through
 
 __all__ = ["TRAINED_METHODS", "FakeInput", "fake_inputs", "fake_quantized", "to_stored"]
 

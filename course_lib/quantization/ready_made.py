@@ -64,8 +64,7 @@ def exported_int8(model: nn.Module, images: torch.Tensor) -> nn.Module:
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     # 1. From Python to a graph of operations, for batches of any size.
-    example = images[:2].clone()        # a slice would take all images along into a saved graph
-    program = torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(copy.deepcopy(model).eval(), (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")         # observers warn about an argument that the quantizer chose
         # 2. Observers where the quantizer for this processor wants them.  3. Let them see the images.
