@@ -3,6 +3,7 @@
 The checker's cell is taken from the notebook itself and run beside the imports and made-up results,
 so that no network has to be trained here.
 """
+import ast
 import functools
 import math
 from pathlib import Path
@@ -381,8 +382,8 @@ def checker(name, function, answer_name=None):
     source, = [c for c in cells(name, "checker") if f"def {function}(" in c]
     answers = {line.split(" = ")[0]: ... for cell in cells(name, "answer") for line in cell.splitlines()}
     namespace = {**RESULTS.get(name, {}), **answers}
-    imports = "\n".join(line for line in cells(name, "imports")[0].splitlines() if line.startswith(("import", "from")))
-    exec(imports, namespace)
+    imports = [node for node in ast.parse(cells(name, "imports")[0]).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    exec(compile(ast.Module(imports, []), name, "exec"), namespace)
     exec(source, namespace)
     return namespace[function]
 

@@ -61,10 +61,21 @@ def test_mse_equals_a_search_that_looks_at_every_value(seed, bits):
     values = skewed(seed)
     low, high = range_of(values)
     tried = [0.98**k for k in range(230)]
-    high = min((high * f for f in tried), key=lambda end: squared_error(values, low, end, bits))
+    both = min(tried, key=lambda f: squared_error(values, low * f, high * f, bits))
+    high = min((high * f for f in tried), key=lambda end: squared_error(values, low * both, end, bits))
     low = min((low * f for f in tried), key=lambda end: squared_error(values, end, high, bits))
     best = range_of(values, "mse", bits=bits)
     assert squared_error(values, *best, bits) == pytest.approx(squared_error(values, low, high, bits), rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_mse_is_near_the_best_pair_of_ends_for_weights_on_both_sides(bits):
+    """One end after the other, from the full range, would stop at a lopsided grid with twice the error."""
+    values = 0.05 * torch.randn(4000, generator=torch.Generator().manual_seed(1))
+    values[:2] = torch.tensor([0.5, -0.45])
+    shares = torch.linspace(0.05, 1, 25).tolist()
+    best = min(squared_error(values, -0.45 * a, 0.5 * b, bits) for a in shares for b in shares)
+    assert squared_error(values, *range_of(values, "mse", bits=bits), bits) < 1.15 * best
 
 
 @given(some_values, st.sampled_from(METHODS), st.sampled_from([1, 4, 8]))

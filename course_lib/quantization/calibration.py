@@ -108,7 +108,7 @@ def _middle(x: np.ndarray, percentile: float) -> tuple[float, float]:
 
 
 def _least_squares(x: np.ndarray, low: float, high: float, bits: int) -> tuple[float, float]:
-    """Shrink one end, then the other, to where the squared error is smallest; the full range is tried too.
+    """Shrink both ends together, then one and the other, to where the squared error is smallest; the full range is tried too.
 
     x: sorted. All values between two neighbouring midpoints of the grid have one code, so three running sums give the
     error of a grid without looking at each value again: Σ(x − v)² = Σx² − 2vΣx + nv².
@@ -122,9 +122,9 @@ def _least_squares(x: np.ndarray, low: float, high: float, bits: int) -> tuple[f
         n, first, second = (np.diff(total[edges]) for total in sums)
         return float((second - 2 * levels * first + n * levels**2).sum())
 
-    high = min(_SHRINK * high, key=lambda end: error(low, end))
-    low = min(_SHRINK * low, key=lambda end: error(end, high))
-    return float(low), float(high)
+    share = min(_SHRINK, key=lambda share: error(share * low, share * high))
+    top = min(_SHRINK * high, key=lambda end: error(share * low, end))
+    return float(min(_SHRINK * low, key=lambda end: error(end, top))), float(top)
 
 
 def entropy_threshold(counts: np.ndarray, edges: np.ndarray, *, levels: int = 128) -> float:
