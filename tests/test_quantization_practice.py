@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import skip
 from course_lib import models, results, training
 from course_lib.quantization import ready_made
 from course_lib.quantization.ready_made import LEGACY, SUCCESSOR, dynamic_int8, exported_int8, torchao_int8
@@ -231,8 +232,9 @@ def test_a_unit_is_a_fresh_process_with_its_own_compiler_cache(monkeypatch):
     assert study.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "the reader's own"
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_the_compiled_model_computes_the_same(model):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        skip("there is no C++ compiler: install g++")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fast, seconds = study.compiled(model, IMAGES)
