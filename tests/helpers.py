@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from course_lib import data, models
+from course_lib import data, files, models
 
 # Every builder with arguments that make it tiny, and images that are just large enough for all.
 IMAGE_SIZE = 16
@@ -46,6 +46,15 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Whether two states hold the same names with equal tensors."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def saved_and_loaded(model: nn.Module, folder: Path) -> nn.Module:
+    """The model as it comes back from a file; it must predict the same, to the last bit."""
+    files.save(model, folder / "model")
+    again, images = files.load(folder / "model"), random_split(5).images
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+    return again
 
 
 def run_python(code: str) -> str:

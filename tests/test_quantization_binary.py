@@ -10,7 +10,7 @@ from torch import nn
 from course_lib import deploy, files, models
 from course_lib.quantization.binary import SignForm, TernaryForm, pack_trits, quantize_binary, quantize_ternary, unpack_trits
 from course_lib.quantization.stored import StoredLayer, store
-from helpers import TINY, random_split, same, state, tiny
+from helpers import TINY, random_split, same, saved_and_loaded, state, tiny
 
 
 @st.composite
@@ -120,11 +120,7 @@ def test_saved_and_loaded_with_the_bytes_that_are_reported(name, way, tmp_path):
     before = state(model)
     small = QUANTIZE[way](model)
     assert same(state(model), before)
-    files.save(small, tmp_path / "model")
-    again = files.load(tmp_path / "model")
-    images = random_split(5).images
-    with torch.no_grad():
-        assert torch.equal(again(images), small(images))
+    again = saved_and_loaded(small, tmp_path)
     shapes = [layer.weight.shape for layer in model.modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     scales = [1 if way in ("sign, one scale", "two bits") else shape[0] for shape in shapes]
     expected = [CODE_BYTES[way](shape.numel()) + 4 * n for shape, n in zip(shapes, scales)]

@@ -10,7 +10,7 @@ from torch import nn
 from course_lib import deploy, files, models, training
 from course_lib.quantization.codebook import CodebookForm, assign, k_means, quantize_codebook
 from course_lib.quantization.stored import StoredLayer, store
-from helpers import TINY, random_split, same, state, tiny
+from helpers import TINY, random_split, same, saved_and_loaded, state, tiny
 
 values_lists = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60)
 
@@ -129,11 +129,7 @@ def test_saved_and_loaded_with_the_bytes_that_are_reported(name, bits, tmp_path)
     before = state(model)
     small = quantize_codebook(model, bits)
     assert same(state(model), before)
-    files.save(small, tmp_path / "model")
-    again = files.load(tmp_path / "model")
-    images = random_split(5).images
-    with torch.no_grad():
-        assert torch.equal(again(images), small(images))
+    again = saved_and_loaded(small, tmp_path)
     weights = [layer.weight.numel() for layer in model.modules() if type(layer) in (nn.Linear, nn.Conv2d)]
     forms = [layer.form for layer in again.modules() if isinstance(layer, StoredLayer)]
     assert [form.stored_bytes() for form in forms] == [-(-n * bits // 8) + 4 * 2**bits for n in weights]
