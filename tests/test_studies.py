@@ -105,8 +105,10 @@ def test_an_interrupted_run_goes_on_where_it_was(study, tmp_path, how):
     process.wait(timeout=30)
     time.sleep(0.3)
     done = {path.name: path.read_bytes() for path in stored(tmp_path)}
-    # After Ctrl-C the workers may still finish what they had begun, or even all of it.
-    assert len(done) >= 2 and not (tmp_path / "results").exists()
+    # After Ctrl-C the workers may still finish what they had begun, or even all of it. And where Python meets the signal
+    # inside a finaliser it cannot raise: seen once on a busy machine, the run then went on to its end.
+    finished = (tmp_path / "results").exists()
+    assert len(done) >= 2 and (not finished or how == signal.SIGINT and len(done) == 6)
     assert call(command).returncode == 0
     assert {path.name: path.read_bytes() for path in stored(tmp_path)}.items() >= done.items()
     for name in done:
