@@ -55,7 +55,7 @@ def build(architecture: dict) -> nn.Module:
     module, _, builder = str(name).rpartition(".")
     builders = getattr(_find_module(module), "BUILDERS", {}) if module else BUILDERS
     if builder not in builders:
-        raise ValueError(f"unknown builder {name!r}; choose one of {', '.join(BUILDERS)}")
+        raise ValueError(f"unknown builder {name!r}; choose one of {', '.join(builders or BUILDERS)}")
     model = builders[builder](**arguments)
     for technique, change, options in changes:
         model = _find_change(technique, change)(model, **options)

@@ -59,4 +59,4 @@ def rows(candidates: dict[str, nn.Module], times: dict, test: data.Split) -> lis
 
 
 if __name__ == "__main__":
-    main(Study("quantization_mnist", (LENET, CNN), (0, 1, 2), unit, dataset="mnist"))
+    main(Study("quantization_mnist", (LENET, CNN), (0, 1, 2), unit, dataset="mnist", jobs=1))

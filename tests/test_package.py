@@ -33,7 +33,7 @@ ALLOWED = {
     "quantization.blocks": set(), "quantization.qdq": set(), "quantization.affine": {"quantization.blocks"},
     "quantization.packing": {"quantization.blocks"},
     "quantization.stored": {"declared", "models", "quantization.affine", "quantization.blocks", "quantization.packing"},
-    "quantization.calibration": {"training", "quantization.affine", "quantization.stored"}, "quantization.folding": {"models"},
+    "quantization.calibration": {"training", "quantization.affine", "quantization.blocks", "quantization.stored"}, "quantization.folding": {"models"},
     "quantization.integer": {"declared", "quantization.affine", "quantization.qdq"},
     "quantization.static": {"declared", "models", "quantization.affine", "quantization.integer", "quantization.qdq", "quantization.stored"},
     "quantization.codebook": {"quantization.blocks", "quantization.packing", "quantization.stored"},

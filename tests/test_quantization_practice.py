@@ -232,6 +232,26 @@ def test_a_unit_is_a_fresh_process_with_its_own_compiler_cache(monkeypatch):
     assert study.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "the reader's own"
 
 
+def test_what_is_timed_was_compiled_with_the_weights_fixed(monkeypatch):
+    """Forgetting the models that were compiled before would compile them again while they are timed, and otherwise."""
+    import torch._inductor.config as inductor
+    log = []
+
+    def recorder(graph, inputs):
+        log.append(inductor.freezing)
+        return graph.forward
+
+    def compiled(model, images):
+        fast = torch.compile(model, dynamic=False, backend=recorder)
+        fast(images)
+        return fast, 1.0
+
+    monkeypatch.setattr(study, "compiled", compiled)
+    monkeypatch.setitem(study.NETWORKS, "small", lambda: models.mlp(hidden=(8,)))
+    study.process_run("small", 0, batches=(1, 3), blocks=2)
+    assert len(log) >= 2 * 4 and all(log)
+
+
 def test_the_compiled_model_computes_the_same(model):
     if not (shutil.which("g++") or shutil.which("clang++")):
         skip("there is no C++ compiler: install g++")

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..training import evaluating
 from .affine import Grid, grid_from_range
+from .blocks import check_bits
 from .stored import quantizable
 
 __all__ = ["METHODS", "activations", "calibrate", "entropy_threshold", "range_of"]
@@ -73,6 +74,7 @@ def range_of(values: torch.Tensor, method: str = "min-max", *, bits: int = 8, pe
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    check_bits(bits)
     if not values.numel():
         raise ValueError("an empty tensor has no range")
     x = values.detach().flatten().double().numpy()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..training import evaluating
-from .stored import StoredLayer
+from .stored import StoredLayer, quantizable
 
 __all__ = ["correct_bias", "equalize_channels", "neighbours"]
 
@@ -25,8 +25,9 @@ def neighbours(model: nn.Sequential) -> list[tuple[str, str]]:
     """
     if type(model) is not nn.Sequential:
         raise ValueError(f"equalisation follows the layers of an nn.Sequential; got {type(model).__name__}")
+    quantizable(model)          # raises where a weight is shared
     pairs, maker = [], None
-    for name, layer in model.named_children():
+    for name, layer in model._modules.items():          # as named_children, which leaves out a module's second place
         if type(layer) in (nn.Linear, nn.Conv2d):
             plain = getattr(layer, "groups", 1) == 1
             if maker is not None and plain:
@@ -98,10 +99,11 @@ def _mean_outputs(model: nn.Module, names: list[str], images: torch.Tensor) -> d
     """The mean output of each channel of the named layers, over images and places, in the order in which they run."""
     means, layers = {}, dict(model.named_modules())
 
-    def note(name: str, output: torch.Tensor) -> None:
-        means[name] = output.flatten(2).mean(dim=(0, 2)) if output.dim() > 2 else output.mean(dim=0)
+    def note(name: str, layer: nn.Module, output: torch.Tensor) -> None:
+        convolution = isinstance(layer, nn.Conv2d) or getattr(layer, "kind", "") == "Conv2d"
+        means[name] = output.movedim(1 if convolution else -1, 0).flatten(1).mean(dim=1)
 
-    hooks = [layers[name].register_forward_hook(lambda layer, inputs, output, name=name: note(name, output)) for name in names]
+    hooks = [layers[name].register_forward_hook(lambda layer, inputs, output, name=name: note(name, layer, output)) for name in names]
     try:
         with evaluating(model):
             model(images)

@@ -82,7 +82,10 @@ def quantize_gptq(model: nn.Module, images: torch.Tensor, bits: int, *, axis: in
         raise ValueError("error compensation needs images to see which inputs occur; got none")
     rounded, forms = copy.deepcopy(model), {}
     for name, layer in quantizable(rounded, skip=skip).items():
-        hessian = sum(hessian_of(layer, inputs) for inputs in _inputs_of(rounded, layer, images))
+        seen = _inputs_of(rounded, layer, images)
+        if not seen:
+            raise ValueError(f"the model never calls {name}: nothing is known of what would go in; name it in `skip`")
+        hessian = sum(hessian_of(layer, inputs) for inputs in seen)
         grid = grid_for(layer.weight, bits, axis=axis, group=group, symmetric=symmetric)
         with torch.no_grad():
             layer.weight.copy_(compensated_rounding(layer.weight, hessian, grid, damping=damping))

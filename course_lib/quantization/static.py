@@ -64,6 +64,8 @@ def quantize_static(model: nn.Module, grids: dict[str, Grid], *, per_channel: bo
 def empty_static(model: nn.Module, *, per_channel: bool) -> nn.Module:
     """`quantize_static` without the numbers: to load saved models."""
     relu = _relu_after(model)
+    if "quantize" in model._modules:
+        raise ValueError('a layer is named "quantize", which stands for the entry of the integer network; rename the layer')
     parts, last = {"quantize": QuantizeInput()}, [*relu][-1]
     for name, part in model._modules.items():           # as named_children, which leaves out a module's second place
         if name in relu:

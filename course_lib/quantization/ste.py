@@ -39,6 +39,8 @@ def fake_quantize_through(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
     Equals: torch.fake_quantize_per_tensor_affine and …_per_channel_affine, forwards and backwards.
     """
+    if grid.axis not in (None, 0) or grid.group is not None:
+        raise ValueError(f"need a grid of a whole tensor or with axis 0; got axis={grid.axis}, group={grid.group}")
     scale, zero_point = along(grid.scale, x), along(grid.zero_point, x)
     q = torch.round(x.detach() * (1 / scale)) + zero_point
     clamped = q.clamp(grid.quant_min, grid.quant_max)

@@ -93,7 +93,7 @@ class StoredLayer(nn.Module):
 
     def __init__(self, like: nn.Linear | nn.Conv2d, form: nn.Module):
         super().__init__()
-        self.form, self.bias = form, copy.deepcopy(like.bias)
+        self.form, self.bias = copy.deepcopy(form), copy.deepcopy(like.bias)
         self.kind, self.where = type(like).__name__, {}
         if isinstance(like, nn.Conv2d):
             self.where = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation, "groups": like.groups}
@@ -138,15 +138,15 @@ def quantizable(model: nn.Module, *, skip: tuple[str, ...] = ()) -> dict[str, nn
     if not layers:
         raise ValueError("the model has no linear layer or convolution that could be quantized "
                          f"({', '.join(sorted({type(m).__name__ for m in modules.values()}))})")
-    weights = [id(layer.weight) for layer in layers.values()]
+    weights = [id(p) for m in modules.values() for _, p in m.named_parameters(recurse=False, remove_duplicate=False)]
     layers = {name: layer for name, layer in layers.items() if name not in skip}
     for name, layer in layers.items():
         if weights.count(id(layer.weight)) > 1:
             raise ValueError(f"the weight of {name or 'the layer'} is shared between layers; quantize it once and tie it again")
         if layer._forward_hooks or layer._forward_pre_hooks:
             raise ValueError(f"layer {name or type(layer).__name__} has hooks, which may change what it computes; remove them")
-        holds_numbers = not layer.weight.is_meta         # no numbers yet while a saved model is being built
-        if layer.weight.dtype != torch.float32 or holds_numbers and not torch.isfinite(layer.weight).all():
+        # no numbers yet (meta) while a saved model is being built
+        if any(p.dtype != torch.float32 or not p.is_meta and not torch.isfinite(p).all() for p in layer.parameters()):
             raise ValueError(f"weights must be finite float32; those of {name or 'the layer'} are not (did training diverge?)")
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             raise ValueError(f"{name or 'the layer'} pads with {layer.padding_mode!r}; only zeros can be quantized")
