@@ -129,7 +129,7 @@ def test_a_constant_is_kept_exactly(method, constant):
     (torch.tensor([float("inf")]), {"method": "mse"}, "finite"), (torch.ones(3), {"method": "best"}, "min-max, percentile"),
     (torch.rand(9), {"method": "percentile", "percentile": 0.999}, "50 to 100"),
     (torch.rand(9), {"method": "percentile", "percentile": 101}, "50 to 100"),
-    (torch.rand(9), {"method": "mse", "bits": 0}, "1 to 16"), (torch.rand(9), {"method": "entropy", "bits": 16}, "fewer bits")])
+    *((torch.rand(9), {"method": method, "bits": bits}, "1 to 16") for method in METHODS for bits in (0, 17, 2.5)), (torch.rand(9), {"method": "entropy", "bits": 16}, "fewer bits")])
 def test_bad_values(values, options, message):
     with pytest.raises(ValueError, match=message):
         range_of(values, **options)

@@ -99,9 +99,14 @@ def test_equal_ranges_repair_a_scale_for_the_whole_tensor():
     assert error(quantize_weights(equalize_channels(model), 6, axis=None)) < error(quantize_weights(model, 6, axis=None)) / 3
 
 
+TANH, TWICE = nn.Tanh(), nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize("model, message", [
     (tiny("resnet")[4], "nn.Sequential; got ResidualBlock"), (tiny("student")[:4], "batch normalisation to be folded first"),
-    (nn.Sequential(nn.Linear(2, 2)), "no two linear layers")])
+    (nn.Sequential(nn.Linear(2, 2)), "no two linear layers"),
+    (nn.Sequential(nn.Linear(2, 2), TANH, nn.Linear(2, 2), TANH, nn.Linear(2, 2)), "no two linear layers"),
+    (nn.Sequential(TWICE, nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), TWICE), "is shared")])
 def test_what_cannot_be_equalised(model, message):
     with pytest.raises(ValueError, match=message):
         equalize_channels(model)
@@ -132,6 +137,15 @@ def test_the_mean_error_of_every_layer_is_gone(name, tmp_path):
     assert [n for n in before if not torch.equal(before[n], state(corrected)[n])] == [n for n in before if n.endswith("bias")]
     files.save(corrected, tmp_path / "model")
     assert same(state(files.load(tmp_path / "model")), state(corrected))
+
+
+def test_the_mean_of_a_linear_layer_on_sequences_is_taken_for_each_output():
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    rounded, sequences = quantize_weights(model, 2), torch.rand(6, 7, 3)
+    corrected = correct_bias(rounded, model, sequences)
+    with torch.no_grad():
+        wanted, got = (m(sequences).flatten(0, 1).mean(0) for m in (model, corrected))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_one_layer_by_hand():

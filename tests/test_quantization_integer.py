@@ -1,5 +1,6 @@
 """Integer layers count exactly, ONNX Runtime gets the same codes, and what 32 bits cannot hold is refused."""
 import math
+from collections import OrderedDict
 
 import numpy as np
 import onnx
@@ -437,6 +438,7 @@ class Own(nn.Module):
     (lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 2))), "module '0' is a Sequential"),
     (Own, "only an nn.Sequential says in which order its layers run; got a Own"),
     (lambda: nn.Sequential(nn.Flatten()), "no linear layer or convolution"),
+    (lambda: nn.Sequential(OrderedDict(quantize=nn.Linear(4, 3), last=nn.Linear(3, 2))), 'a layer is named "quantize"'),
 ])
 def test_what_cannot_run_on_codes_is_refused_by_name(make, message):
     model = make()

@@ -346,3 +346,10 @@ def test_weights_that_diverged_are_named_when_they_are_rounded():
 
 def test_every_method_is_tested_here():
     assert TRAINED_METHODS.keys() == {method for method, _ in CASES} and TRAINED_METHODS["min-max"] is FakeMinMax
+
+
+def test_a_grid_along_another_axis_is_refused():
+    w = torch.rand(4, 4)
+    for options in ({"axis": 1}, {"group": 2}):
+        with pytest.raises(ValueError, match="axis 0"):
+            fake_quantize_through(w, grid_for(w, 4, **options))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from course_lib import cost, deploy, files, models, report, training
+from course_lib import cost, deploy, files, language, models, report, training
 from course_lib.quantization import stored
 from course_lib.quantization.affine import fake_quantize, grid_for
 from course_lib.quantization.packing import packed_bytes
@@ -263,7 +263,21 @@ def with_weight(value, dtype=torch.float32):
     return model
 
 
+def tied():
+    model = language.decoder(width=8, depth=1, heads=2)
+    model.output.weight = model.token.weight
+    return model
+
+
+def with_bias(value):
+    model = mlp()
+    model[1].bias.data[0] = value
+    return model
+
+
 REFUSED = {
+    "a weight tied to an embedding": (tied(), "the weight of output is shared between layers"),
+    "a diverged bias": (with_bias(math.nan), "must be finite float32; those of 1 are not"),
     "nothing to quantize": (nn.Sequential(nn.ReLU()), "no linear layer or convolution that could be quantized (ReLU, Sequential)"),
     "another kind of layer": (nn.Sequential(nn.Linear(2, 2), nn.ConvTranspose2d(1, 1, 2)),
                               "only Linear and Conv2d can be quantized, not 1 (ConvTranspose2d); name it in `skip`"),
@@ -314,3 +328,10 @@ def test_a_form_needs_a_layer_that_exists():
         store(mlp(), {"2": form})
     with pytest.raises(ValueError, match=r"unknown forms \['magic'\]; this version of course_lib has affine"):
         stored.empty_stored(mlp(), forms={"1": ["magic", {}]})
+
+
+def test_two_models_share_no_form():
+    model = tiny("mlp")
+    forms = {name: AffineForm.of(layer.weight, grid_for(layer.weight, 4)) for name, layer in quantizable(model).items()}
+    first, second = store(model, forms), store(model, forms)
+    assert not {id(layer.form) for layer in stored_layers(first).values()} & {id(layer.form) for layer in stored_layers(second).values()}

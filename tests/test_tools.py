@@ -337,6 +337,13 @@ def test_faults_need_tests_that_pass_unbroken(tmp_path, test, message):
     assert result.returncode == 1 and message in result.stdout
 
 
+def test_every_planted_fault_fits_the_code_once(tool):
+    """Or a later change has moved the line, and `make faults` would stop there, at the end of a long check."""
+    root = TOOLS.parent
+    for planted in tool("faults").read_faults(root / "tests" / "faults.toml"):
+        assert (root / planted.file).read_text(encoding="utf-8").count(planted.old) == 1, planted.name
+
+
 def test_faults_never_test_another_course_lib(tool, tmp_path):
     write(tmp_path, COURSE)
     shutil.rmtree(tmp_path / "course_lib")              # so `import course_lib` finds the installed one, or none
