@@ -23,6 +23,17 @@ def tiny(name: str, *, channels: int = 1, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+class HalfUsed(nn.Module):
+    """A model with a layer, `unused`, that never runs; inputs (n, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
 def random_split(n: int = 40, *, channels: int = 1, image_size: int = IMAGE_SIZE, seed: int = 0) -> data.Split:
     """Noise with labels 0 to 9 in turn: enough to run a loop on, nothing to learn."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from torch import nn
 from course_lib import models
 from course_lib.quantization import fake_quantize, grid_from_range
 from course_lib.quantization.calibration import METHODS, activations, calibrate, entropy_threshold, range_of
-from helpers import TINY, random_split, same, state, tiny
+from helpers import TINY, HalfUsed, random_split, same, state, tiny
 
 finite = st.floats(-1e4, 1e4, width=32)
 some_values = arrays.arrays(np.float32, st.integers(1, 60), elements=finite).map(torch.from_numpy)
@@ -207,21 +207,12 @@ def test_batches_do_not_matter():
     assert all(torch.allclose(one[name].scale, many[name].scale, rtol=1e-5) for name in one)
 
 
-class Lazy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.used(x)
-
-
 def test_bad_models_and_images():
     model = models.mlp(1, 4, hidden=(3,))
     with pytest.raises(ValueError, match="images"):
         calibrate(model, torch.empty(0, 1, 4, 4))
     with pytest.raises(ValueError, match="never calls unused"):
-        calibrate(Lazy(), torch.rand(3, 4))
+        calibrate(HalfUsed(), torch.rand(3, 4))
     with pytest.raises(ValueError, match='"output"'):
         calibrate(nn.ModuleDict({"output": nn.Linear(2, 2)}), torch.rand(3, 2))
     with pytest.raises(ValueError, match="no linear layer"):

@@ -9,7 +9,7 @@ from course_lib import files
 from course_lib.quantization.affine import fake_quantize, grid_for, quantize
 from course_lib.quantization.gptq import compensated_rounding, hessian_of, quantize_gptq
 from course_lib.quantization.stored import StoredLayer, quantize_weights
-from helpers import TINY, random_split, same, state, tiny
+from helpers import TINY, HalfUsed, random_split, same, state, tiny
 
 
 def correlated(n, inputs, seed=0):
@@ -131,17 +131,6 @@ def test_layers_can_be_skipped():
     assert [type(layer) for layer in quantize_gptq(tiny("mlp"), random_split(5).images, 4, skip=("3",))[1::2]] == [StoredLayer, nn.Linear]
 
 
-class Unused(nn.Module):
-    """A layer that never runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
-
-    def forward(self, x):
-        return self.used(x)
-
-
 @pytest.mark.parametrize("act, message", [
     (lambda w, g: compensated_rounding(w, torch.eye(3), g), r"of shape \(4, 4\); got \(3, 3\)"),
     (lambda w, g: compensated_rounding(w, torch.zeros(4, 4), g), "not zero"),
@@ -149,7 +138,7 @@ class Unused(nn.Module):
     (lambda w, g: compensated_rounding(w, torch.eye(4), g, damping=0), "damping > 0"),
     (lambda w, g: compensated_rounding(w, torch.eye(4), grid_for(w, 4, axis=1)), "axis 1"),
     (lambda w, g: quantize_gptq(tiny("mlp"), random_split(5).images[:0], 4), "needs images"),
-    (lambda w, g: quantize_gptq(Unused(), torch.rand(5, 2), 4), "the model never calls unused"),
+    (lambda w, g: quantize_gptq(HalfUsed(), torch.rand(5, 4), 4), "the model never calls unused"),
     (lambda w, g: quantize_gptq(nn.Sequential(nn.ReLU()), random_split(5).images, 4), "no linear layer"),
     (lambda w, g: hessian_of(nn.Conv2d(2, 2, 1, groups=2), torch.rand(1, 2, 3, 3)), "groups=2"),
     (lambda w, g: hessian_of(nn.Conv2d(2, 2, 3, padding="same"), torch.rand(1, 2, 3, 3)), "padding='same'")])
