@@ -33,6 +33,13 @@ def skip(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Every test starts from one seed: a model that it makes is the same in every run."""
+    import torch
+    torch.manual_seed(0)
+
+
 # A module's, not the session's: while playwright runs, this thread has an event loop, and in a plain
 # `pytest` the notebooks would find it.
 @pytest.fixture(scope="module")
