@@ -82,7 +82,7 @@ faults: $(STAMP) ## break course_lib in many small ways: a test must notice each
 # --- the authors' targets ---
 study: $(STAMP) ## run or resume a study: NAME=pruning_criteria OPTIONS='--jobs 2'
 	@if [ ! -f "studies/$(NAME).py" ] || [ ! -n "$(NAME)" ]; then \
-		echo "make: name a study: make study NAME=pruning_criteria; there are:" $$(cd studies && ls -1 pruning_*.py quantization_*.py energy_*.py | sed 's/\.py$$//'); exit 1; fi
+		echo "make: name a study: make study NAME=pruning_criteria; there are:" $$(cd studies && ls -1 *_*.py | sed 's/\.py$$//'); exit 1; fi
 	@$(BIN)/python studies/$(NAME).py $(OPTIONS)
 
 execute: $(STAMP) ## run notebooks and store their outputs; one only: NB=book/NAME.ipynb

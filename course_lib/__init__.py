@@ -1,16 +1,18 @@
 """Companion package of the course *Smaller Models, Fewer Joules*.
 
-Small modules, one per idea. The ground: `data`, `models`, `language`, `training`, `files`, `intervals`,
+Small modules, one per idea. The ground: `data`, `models`, `language`, `training`, `watch`, `files`, `intervals`,
 `declared`.
-The ruler: `cost`, `timing`, `energy`, `deploy`. Techniques: `pruning`, `quantization`.
+The ruler: `cost`, `timing`, `energy`, `deploy`. Techniques: `pruning`, `quantization`, `low_rank`,
+`distillation`.
 The story: `report`, `joules`, `carbon`, `plots`, `predictors`, `results`, `checks`.
 Modules load when they are first used, so that `import course_lib` costs nothing.
 """
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["carbon", "checks", "cost", "data", "declared", "deploy", "energy", "files", "intervals", "joules", "language",
-           "models", "plots", "predictors", "pruning", "quantization", "report", "results", "timing", "training", "vision"]
+__all__ = ["carbon", "checks", "cost", "data", "declared", "deploy", "distillation", "energy", "files",
+           "intervals", "joules", "language", "low_rank", "models", "plots", "predictors", "pruning",
+           "quantization", "report", "results", "timing", "training", "vision", "watch"]
 
 
 def __getattr__(name: str):

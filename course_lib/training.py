@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -60,12 +60,13 @@ def augment(images: torch.Tensor, *, generator: torch.Generator | None = None) -
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def fit(model: nn.Module, train: Split, validation: Split | None = None, *, epochs: int, lr: float, seed: int = 0,
+def fit(model: nn.Module, train: Split | Sequence[Split], validation: Split | None = None, *, epochs: int, lr: float, seed: int = 0,
         batch_size: int = 64, weight_decay: float = 0.0, augmented: bool = True, patience: int | None = None,
         keep: str = "last", loss: Callable = F.cross_entropy, callbacks: Iterable = ()) -> tuple[nn.Module, list[dict]]:
     """Train a copy of `model` with AdamW and the one-cycle schedule, stepped once per batch.
 
-    Args:    lr: peak learning rate; seed: order of the images and augmentation;
+    Args:    train: or several splits of one size, of which each epoch takes the next, in turn;
+             lr: peak learning rate; seed: order of the images and augmentation;
              augmented: each epoch sees a freshly deformed copy of the training images;
              keep: "last", or "best" for the epoch with the highest validation accuracy;
              patience: stop after that many epochs without a better validation accuracy;
@@ -76,7 +77,10 @@ def fit(model: nn.Module, train: Split, validation: Split | None = None, *, epoc
     Raises:  ValueError for bad arguments; TypeError for a callback without a known method;
              FloatingPointError as soon as the loss is not finite.
     """
-    if not len(train) or min(epochs, batch_size) < 1 or not lr > 0 or keep not in ("last", "best"):
+    parts = (train,) if isinstance(train, Split) else tuple(train)
+    if len({len(part) for part in parts}) != 1:
+        raise ValueError(f"train must be a split, or several of one size; got {train!r}")
+    if not len(parts[0]) or min(epochs, batch_size) < 1 or not lr > 0 or keep not in ("last", "best"):
         raise ValueError("need training images, epochs >= 1, batch_size >= 1, lr > 0 and keep 'last' or 'best'; "
                          f"got {train}, {epochs=}, {batch_size=}, {lr=}, {keep=}")
     if patience is not None and patience < 1:
@@ -91,16 +95,17 @@ def fit(model: nn.Module, train: Split, validation: Split | None = None, *, epoc
     model = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    total = epochs * math.ceil(len(train) / batch_size)
+    total = epochs * math.ceil(len(parts[0]) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(min(step, total - 1), total))
     history, best = [], None
     _call(callbacks, "before_training", model)
     for epoch in tqdm(range(epochs), desc="training", unit="epoch", disable=None, leave=False):
-        images = augment(train.images, generator=generator) if augmented else train.images
+        part = parts[epoch % len(parts)]
+        images = augment(part.images, generator=generator) if augmented else part.images
         losses = []
-        for batch in torch.randperm(len(train), generator=generator).split(batch_size):
+        for batch in torch.randperm(len(part), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            value = loss(model(images[batch]), train.labels[batch])
+            value = loss(model(images[batch]), part.labels[batch])
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss became {value.item()} in epoch {epoch + 1}; a smaller lr may help")
             value.backward()

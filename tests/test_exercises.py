@@ -5,6 +5,7 @@ so that no network has to be trained here.
 """
 import ast
 import functools
+import importlib
 import math
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from answers_quantization import EXERCISES as QUANTIZATION, RESULTS as QUANTIZATION_RESULTS
 from course_lib import models
 from course_lib.checks import WrongAnswer
 from course_lib.intervals import Estimate
@@ -363,8 +363,10 @@ EXERCISES = [
       ("on chip", 2000.0),                                          # arithmetic only
       ("on chip", 1 / 1000), ("on chip", 1e-9), 1000.0, ["on chip", 1000.0]]),
 ]
-EXERCISES += QUANTIZATION
-RESULTS |= QUANTIZATION_RESULTS
+for path in sorted(Path(__file__).parent.glob("answers_*.py")):      # those of other chapters
+    answers = importlib.import_module(path.stem)
+    EXERCISES += answers.EXERCISES
+    RESULTS |= answers.RESULTS
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 
 

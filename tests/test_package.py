@@ -22,6 +22,7 @@ ALLOWED = {
     # the ground
     "vision": set(), "intervals": set(), "declared": set(), "models": set(), "data": {"vision"}, "files": {"models"},
     "training": {"data", "intervals"}, "results": {"intervals"}, "language": {"data", "intervals", "models", "training"},
+    "watch": {"training"},
     # techniques
     "pruning.weights": set(), "pruning.scores": {"pruning.weights"}, "pruning.masks": {"pruning.scores", "pruning.weights"},
     "pruning.sensitivity": {"pruning.masks", "pruning.weights"},
@@ -46,6 +47,11 @@ ALLOWED = {
     "quantization.qat": {"declared", "models", "quantization.affine", "quantization.learned_step", "quantization.stored",
                          "quantization.ste"},
     "quantization.ready_made": {"quantization.stored"},
+    "low_rank.svd": set(), "low_rank.kernels": {"low_rank.svd"},
+    "low_rank.layers": {"models", "watch", "low_rank.kernels", "low_rank.svd"},
+    "low_rank.ranks": {"low_rank.kernels", "low_rank.layers", "low_rank.svd"},
+    "distillation.losses": set(), "distillation.hints": {"distillation.losses"},
+    "distillation.transfer": {"data", "training", "watch", "distillation.losses"},
     # the ruler and deployment
     "cost": {"declared", "training"}, "timing": {"intervals"}, "deploy": {"training"},
     "energy.quantity": {"intervals"}, "energy.tables": set(), "energy.declared_power": {"intervals", "energy.quantity", "energy.tables"},
@@ -60,8 +66,8 @@ ALLOWED = {
     "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "timing", "training"},
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
-GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results", "language")
-TECHNIQUES = ("pruning", "quantization")
+GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results", "language", "watch")
+TECHNIQUES = ("pruning", "quantization", "low_rank", "distillation")
 PACKAGES = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
 for package in PACKAGES:                # opens all of its own modules, and nothing else
     ALLOWED[package] = {name for name in SOURCES if name.startswith(f"{package}.")}
@@ -159,7 +165,8 @@ def test_every_public_function_is_listed(name):
     public = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"}
     inside = {"ResidualBlock",                                      # a part of a model, not a door
               "check_fits", "check_fraction", "exact_magnitudes",   # what the modules of pruning share
-              "boundary_name", "check_window", "from_windows", "nets_of", "window_name"}    # and those of energy
+              "check_matrix", "check_rank",                         # those of low_rank
+              "boundary_name", "check_window", "from_windows", "nets_of", "window_name"}    # and of energy
     assert public - set(module.__all__) <= inside
 
 
