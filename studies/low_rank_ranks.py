@@ -33,7 +33,7 @@ def equal_share(level: int, shapes: dict) -> dict[str, int]:
 
 
 def by_energy(dense, budget: float, moments, skip=()) -> dict[str, int]:
-    return low_rank.ranks_within(dense, cost.parameters, budget, moments=moments, skip=skip, halvings=14)
+    return low_rank.ranks_within(dense, cost.parameters, budget, moments=moments, skip=skip)
 
 
 def greedy(dense, digits, budgets: list[float], moments) -> list[dict[str, int]]:
