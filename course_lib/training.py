@@ -78,8 +78,9 @@ def fit(model: nn.Module, train: Split | Sequence[Split], validation: Split | No
              FloatingPointError as soon as the loss is not finite.
     """
     parts = (train,) if isinstance(train, Split) else tuple(train)
-    if len({len(part) for part in parts}) != 1:
-        raise ValueError(f"train must be a split, or several of one size; got {train!r}")
+    if not all(isinstance(part, Split) for part in parts) or len({len(part) for part in parts}) != 1:
+        raise ValueError("train must be a split, or several of one size; got "
+                         f"{[part if isinstance(part, Split) else type(part).__name__ for part in parts]}")
     if not len(parts[0]) or min(epochs, batch_size) < 1 or not lr > 0 or keep not in ("last", "best"):
         raise ValueError("need training images, epochs >= 1, batch_size >= 1, lr > 0 and keep 'last' or 'best'; "
                          f"got {train}, {epochs=}, {batch_size=}, {lr=}, {keep=}")

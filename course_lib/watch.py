@@ -20,7 +20,7 @@ def watch(model: nn.Module, layers: Iterable[str], images: torch.Tensor,
     The model is in evaluation mode meanwhile, and there are no gradients.
     Raises: ValueError if there are no images, for a name that is none of the model's, or for a layer that never runs.
     """
-    modules, names, ran = dict(model.named_modules()), list(layers), set()
+    modules, names, ran = dict(model.named_modules()), list(dict.fromkeys(layers)), set()
     if unknown := [name for name in names if name not in modules]:
         raise ValueError(f"the model has no layer named {', '.join(map(repr, unknown))}; it has {', '.join(filter(None, modules))}")
     if not len(images):
@@ -47,8 +47,10 @@ def watch(model: nn.Module, layers: Iterable[str], images: torch.Tensor,
 def features(model: nn.Module, layer: str, images: torch.Tensor, *, batch_size: int = 500) -> torch.Tensor:
     """The outputs of one layer for all images, shape (n, …).
 
-    Raises: ValueError as `watch`.
+    Raises: ValueError as `watch`, or for a layer that runs several times for each image.
     """
-    seen = []
-    watch(model, [layer], images, lambda name, module, x, output: seen.append(output), batch_size=batch_size)
+    seen = []           # copies: the layer behind may work in place
+    watch(model, [layer], images, lambda name, module, x, output: seen.append(output.clone()), batch_size=batch_size)
+    if sum(map(len, seen)) != len(images):
+        raise ValueError(f"{layer} gives {sum(map(len, seen))} outputs for {len(images)} images; does it run more than once?")
     return torch.cat(seen)

@@ -1,6 +1,6 @@
 """Run a study: one unit for each configuration and seed, in parallel, so that nothing finished is lost.
 
-    python studies/NAME.py [--jobs 2] [--backend dask --address tcp://…] [--dataset mnist] [--check]
+    python studies/NAME.py [--jobs 2] [--backend dask --address tcp://…] [--dataset mnist] [--only CONFIGURATION] [--check]
 
 1. Each unit that is finished is written at once to a file of its own, whole or not at all.
 2. A run that was interrupted, or lost a worker, goes on with the units that are missing.
@@ -172,17 +172,20 @@ def main(study: Study) -> None:
     parser.add_argument("--backend", choices=("loky", "dask", "ray"), default="loky", help="processes here, or a cluster")
     parser.add_argument("--address", help="the cluster's scheduler; without it one is started here")
     parser.add_argument("--dataset", default=study.dataset, help="another data set; its results are shown, not stored")
+    parser.add_argument("--only", choices=study.configurations, help="one configuration; its results are shown, not stored")
     parser.add_argument("--check", action="store_true", help="run one unit again, and compare it with the stored results")
     options = parser.parse_args()
     if options.check:
         return check(study)
-    study_here = dataclasses.replace(study, dataset=options.dataset)
+    chosen = (options.only,) if options.only else study.configurations
+    study_here = dataclasses.replace(study, dataset=options.dataset, configurations=chosen)
     units = run(study_here, HERE / "units" / study.name / options.dataset, jobs=options.jobs, backend=options.backend,
                 address=options.address)
     rows = [{"configuration": unit["configuration"], "seed": unit["seed"], **row} for unit in units for row in unit["rows"]]
     content = {"format": results.FORMAT, "study": study.name,
                "provenance": provenance(study_here, units, options.address), "rows": rows}
-    path = HERE / "results" / f"{study.name}.json" if options.dataset == study.dataset else HERE / "units" / f"{study.name}-{options.dataset}.json"
+    whole = options.dataset == study.dataset and not options.only
+    path = HERE / "results" / f"{study.name}.json" if whole else HERE / "units" / f"{study.name}-{options.dataset}.json"
     write(path, content)
     print(f"{study.name}: {len(units)} units, {len(rows)} rows in {path}")
 

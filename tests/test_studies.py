@@ -272,6 +272,14 @@ def test_a_dask_cluster_that_was_started_elsewhere(study, tmp_path, imports_as_b
     assert "--address ADDRESS" in p["command"] and address not in json.dumps(p)
 
 
+def test_one_configuration_alone_leaves_the_stored_results_as_they_are(study, tmp_path):
+    answer = call(study(), "--only", "bb")
+    assert answer.returncode == 0, answer.stderr
+    assert sorted(log(tmp_path)) == [f"bb {s}" for s in range(3)] and not (tmp_path / "results").exists()
+    rows = json.loads((tmp_path / "units" / "fake-mnist-5k.json").read_text())["rows"]
+    assert [(row["configuration"], row["seed"]) for row in rows] == [("bb", 0), ("bb", 1), ("bb", 2)]
+
+
 # --- the studies of the course ---
 
 def load(name):
@@ -299,3 +307,17 @@ def test_stored_results_are_whole(name):
 def test_a_study_is_importable_and_documented(name):
     module = load(name)
     assert len(module.__doc__) > 60 and len(module.unit.__doc__) > 40
+
+
+def test_a_part_of_the_experiment_on_mnist_gives_the_same_numbers_on_a_cluster(tmp_path):
+    """joblib's Dask back end with two local workers, and the same units in this process."""
+    if importlib.util.find_spec("distributed") is None:
+        skip("distributed is not installed: pip install -e '.[cluster]'")
+    if not os.environ.get("COURSE_DATA"):
+        skip("COURSE_DATA names no folder with the whole of MNIST")
+    module, runner = load("distillation_mnist"), load("runner")
+    part = runner.Study("distillation_mnist", (module.PART,), (0, 1), module.unit, dataset="mnist")
+    on_the_cluster = runner.run(part, tmp_path / "dask", jobs=2, backend="dask")
+    here = [runner.run_unit(part.unit, part.label(module.PART, seed), tmp_path / f"seed{seed}.json")[0] for seed in part.seeds]
+    assert [unit["rows"] for unit in on_the_cluster] == [unit["rows"] for unit in here]
+    assert len({str(unit["rows"]) for unit in here}) == 2       # the seed decides

@@ -90,6 +90,63 @@ def test_fit_learns_what_can_be_learnt():
     assert training.evaluate(trained, split).value > 0.95
 
 
+# --- several splits ---
+
+def labelled_by_number(n_splits, n=10):
+    """Splits whose labels say which one they are."""
+    return [data.Split(random_split(n, seed=i).images, torch.full((n,), i)) for i in range(n_splits)]
+
+
+def splits_seen(splits, *, epochs, **options):
+    """For every batch, the splits that its labels come from."""
+    seen = []
+
+    def loss(logits, labels):
+        seen.append(labels.unique().tolist())
+        return F.cross_entropy(logits, labels)
+    training.fit(tiny("mlp"), splits, epochs=epochs, lr=0.01, batch_size=4, loss=loss, **options)
+    return seen
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_each_epoch_takes_the_next_split_in_turn(augmented):
+    assert splits_seen(labelled_by_number(3), epochs=5, augmented=augmented) == [[i] for i in (0, 1, 2, 0, 1) for _ in range(3)]
+    assert splits_seen(labelled_by_number(3), epochs=2) == [[i] for i in (0, 1) for _ in range(3)]
+
+
+def test_the_images_and_the_labels_are_of_the_same_split(monkeypatch):
+    """Deformed or not: the model sees the images of the split whose labels it is told."""
+    splits, seen = labelled_by_number(2), []
+
+    class Look(nn.Sequential):
+        def forward(self, images):
+            seen.append([i for i, split in enumerate(splits) if all(any(torch.equal(x, y) for y in split.images) for x in images)])
+            return super().forward(images)
+    monkeypatch.setattr(training, "augment", lambda images, generator: images.clone())
+    for augmented in (False, True):
+        training.fit(Look(*tiny("mlp")), splits, epochs=3, lr=0.01, augmented=augmented)
+    assert seen == [[0], [1], [0]] * 2
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("several", [lambda split: [split], lambda split: (split,) * 3, lambda split: iter([split, split])])
+def test_one_split_in_a_list_is_that_split(model, split, augmented, several):
+    alone, history = training.fit(model, split, split, augmented=augmented, **SETTINGS)
+    listed, known = training.fit(model, several(split), split, augmented=augmented, **SETTINGS)
+    assert same(state(alone), state(listed)) and history == known
+
+
+@pytest.mark.parametrize("splits, got", [
+    ([], "[]"), ([random_split(10), random_split(12)], "[Split(10 images of shape (1, 16, 16)), Split(12 images of shape (1, 16, 16))]"),
+    ((torch.zeros(4, 1, 2, 2), torch.zeros(4)), "['Tensor', 'Tensor']"), ([random_split(10), None], "(1, 16, 16)), 'NoneType']")])
+def test_splits_of_several_sizes_are_refused(model, splits, got):
+    with pytest.raises(ValueError) as caught:
+        training.fit(model, splits, **SETTINGS)
+    assert str(caught.value).startswith("train must be a split, or several of one size; got [") and str(caught.value).endswith(got)
+
+
+# --- callbacks ---
+
 class Recorder:
     """A callback with all moments, which notes what it sees of the model at each."""
 

@@ -21,18 +21,19 @@ class Targets:
 
     labels: int64 (n,), UNLABELLED where there is none; logits: the teacher's, (n, classes);
     features: what a layer of the teacher gave, (n, …), or None.
+    Raises: ValueError for other shapes or lengths, or for something of the teacher's that carries gradients.
     """
     labels: torch.Tensor
     logits: torch.Tensor
     features: torch.Tensor | None = None
 
     def __post_init__(self):
-        sizes = {len(part) for part in (self.labels, self.logits, self.features) if part is not None}
-        if len(sizes) != 1 or self.labels.dim() != 1 or self.logits.dim() != 2:
+        parts = [part for part in (self.labels, self.logits, self.features) if part is not None]
+        if self.logits.dim() != 2 or any(part.shape[:1] != self.labels.shape for part in parts):
             raise ValueError("targets need labels (n,), logits (n, classes) and features (n, …) of one length; got "
-                             f"{[tuple(part.shape) for part in (self.labels, self.logits, self.features) if part is not None]}")
-        if self.logits.requires_grad:
-            raise ValueError("the teacher's logits must not carry gradients; compute them in `transfer_set`")
+                             + ", ".join(str(tuple(part.shape)) for part in parts))
+        if any(part.requires_grad for part in parts):
+            raise ValueError("what the teacher said must not carry gradients; `transfer_set` writes it down without")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,22 +72,30 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 def distillation_loss(*, temperature: float = 4.0, alpha: float = 1.0) -> Callable[[torch.Tensor, Targets], torch.Tensor]:
     """A loss for `training.fit`: α · T² · KL(teacher ‖ student) + (1 − α) · cross-entropy with the labels.
 
-    α = 0 does not look at the teacher: the control. Images without a label count in the first part only.
+    α = 0 does not look at the teacher: the control. α = 1 does not look at the labels. The first part is a mean over all
+    images of the batch, the second a mean over those that have a label, and 0 if none has one.
 
     Args:   alpha: from 0 to 1.
     Raises: ValueError for alpha or temperature out of range.
+    Source: Hinton et al. 2015, sec. 2.
     """
     _check_temperature(temperature)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a fraction from 0 to 1; got {alpha!r}")
 
     def loss(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-        soft = alpha * divergence(logits, targets.logits, temperature) if alpha else 0 * logits.sum()
-        labelled = targets.labels != UNLABELLED
-        if alpha == 1 or not labelled.any():
-            return soft
-        return soft + (1 - alpha) * F.cross_entropy(logits[labelled], targets.labels[labelled])
+        if isinstance(logits, tuple):
+            raise ValueError("the student gives features besides its logits: train it with `feature_loss`")
+        soft = alpha * divergence(logits, targets.logits, temperature) if alpha > 0 else 0
+        hard = (1 - alpha) * _cross_entropy(logits, targets.labels) if alpha < 1 else 0
+        return soft + hard
     return loss
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over the images that have a label; 0 where `F.cross_entropy` alone would give 0 / 0."""
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -11,7 +11,7 @@ Book: chapter 4, "Three ways to split a kernel".
 """
 import torch
 
-from .svd import check_rank, split_matrix
+from .svd import check_matrix, check_rank, split_matrix
 
 __all__ = ["METHODS", "join_kernels", "largest_ranks", "matricise", "split_kernel", "tucker"]
 
@@ -23,6 +23,7 @@ def matricise(kernel: torch.Tensor, method: str) -> torch.Tensor:
 
     Source: spatial: Jaderberg et al. 2014, scheme 2; as AIMET lays it out. channel: Zhang et al. 2016, sec. 2.
     """
+    _check_shape(kernel)
     if method == "channel":
         return kernel.flatten(1)
     if method == "spatial":
@@ -31,10 +32,15 @@ def matricise(kernel: torch.Tensor, method: str) -> torch.Tensor:
 
 
 def largest_ranks(kernel: torch.Tensor, method: str) -> tuple[int, ...]:
-    """The rank, or for "tucker" the two ranks (outputs, inputs), at which nothing is lost."""
+    """The largest rank, or for "tucker" the two (outputs, inputs), at which nothing is lost: what the matrix's shape allows.
+
+    Raises: ValueError for another shape or an unknown method.
+    """
+    _check_shape(kernel)
     outputs, inputs, height, width = kernel.shape
-    full = {"channel": (min(outputs, inputs * height * width),), "spatial": (min(inputs * height, outputs * width),),
-            "tucker": (outputs, inputs)}
+    channel = min(outputs, inputs * height * width)
+    full = {"channel": (channel,), "spatial": (min(inputs * height, outputs * width),),
+            "tucker": (channel, min(inputs, outputs * height * width))}
     if method not in full:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     return full[method]
@@ -50,6 +56,7 @@ def split_kernel(kernel: torch.Tensor, rank: int | tuple[int, int], method: str,
              tucker: (r_in, inputs, 1, 1), (r_out, r_in, height, width), (outputs, r_out, 1, 1).
     Raises:  ValueError for a rank out of range, an unknown method, or a moment that the method cannot use.
     """
+    _check_shape(kernel)
     outputs, inputs, height, width = kernel.shape
     if moment is not None and method != "channel":
         raise ValueError(f"inputs can be taken into account in a linear layer or by 'channel' only; got {method!r}")
@@ -78,9 +85,10 @@ def tucker(kernel: torch.Tensor, ranks: tuple[int, int], *, sweeps: int = 100, t
     Source:  Kim et al. 2016, sec. 3.1; higher-order orthogonal iteration, De Lathauwer et al. 2000.
     Equals:  tensorly.decomposition.partial_tucker(kernel, rank=ranks, modes=[0, 1]), reconstructed.
     """
+    check_matrix(matricise(kernel, "channel"))
     if not isinstance(ranks, (tuple, list)) or len(ranks) != 2:
         raise ValueError(f"'tucker' needs two ranks, (outputs, inputs); got {ranks!r}")
-    for rank, largest, what in zip(ranks, kernel.shape, ("the rank of the outputs", "the rank of the inputs")):
+    for rank, largest, what in zip(ranks, largest_ranks(kernel, "tucker"), ("the rank of the outputs", "the rank of the inputs")):
         check_rank(rank, largest, what)
     w = kernel.detach().double()
     u_out, u_in = (_leading(w.movedim(side, 0), rank) for side, rank in enumerate(ranks))
@@ -102,11 +110,21 @@ def _leading(tensor: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def join_kernels(kernels: list[torch.Tensor]) -> torch.Tensor:
-    """The one kernel that the chain of small convolutions stands for, (outputs, inputs, height, width)."""
+    """The one kernel that the chain of small convolutions stands for, (outputs, inputs, height, width).
+
+    Raises: ValueError where two that follow each other are both higher, or both wider, than 1.
+    """
     joined = kernels[0]
     for kernel in kernels[1:]:
         # where one of the two is 1 high (wide), the joined kernel is as high (wide) as the other
+        if any(1 not in pair for pair in zip(joined.shape[2:], kernel.shape[2:])):
+            raise ValueError(f"kernels {tuple(joined.shape)} and {tuple(kernel.shape)} are no factors of one convolution")
         joined = torch.einsum("orab,rihw->oihawb", kernel, joined)
         o, i, h, a, w, b = joined.shape
         joined = joined.reshape(o, i, h * a, w * b)
     return joined
+
+
+def _check_shape(kernel: torch.Tensor) -> None:
+    if kernel.dim() != 4:
+        raise ValueError(f"a kernel has the shape (outputs, inputs, height, width); got {tuple(kernel.shape)}")

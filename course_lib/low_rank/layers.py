@@ -26,11 +26,14 @@ def factorizable(model: nn.Module, *, skip: Iterable[str] = ()) -> dict[str, nn.
 
     Left out are layers with hooks or a weight that is shared, and convolutions with groups, padding by word or with
     anything but zeros.
+    Args:   skip: names of layers that stay whole.
+    Raises: ValueError for a name in `skip` that is none of the model's.
     """
-    modules = dict(model.named_modules())
-    uses = [id(p) for m in dict(model.named_modules(remove_duplicate=False)).values()
-            for _, p in m.named_parameters(recurse=False, remove_duplicate=False)]
-    return {name: layer for name, layer in modules.items() if name not in set(skip) and not _refusal(layer)
+    modules, skip = dict(model.named_modules(remove_duplicate=False)), set(skip)
+    if unknown := sorted(skip - set(modules)):
+        raise ValueError(f"skip names layers that the model does not have: {', '.join(unknown)}")
+    uses = [id(p) for m in modules.values() for _, p in m.named_parameters(recurse=False, remove_duplicate=False)]
+    return {name: layer for name, layer in modules.items() if name not in skip and not _refusal(layer)
             and uses.count(id(layer.weight)) == 1}
 
 
@@ -53,30 +56,40 @@ def factorize(model: nn.Module, ranks: dict[str, Rank], *, method: str | dict[st
     Args:   ranks: by name of the layer; a whole number, for "tucker" a pair (outputs, inputs).
             method: how convolutions are split, "channel", "spatial" or "tucker", for all or by name; see `kernels`.
             moments: X Xᵀ of what comes into layers, by name, from `input_moments`: then the outputs on such inputs
-            are approximated best instead of the weights. For linear layers and "channel" only.
+            are approximated best instead of the weights. For linear layers and "channel" only; what is known of
+            layers that keep their weight is not used.
             allow_larger: also accept a rank at which the factors have as many weights as the layer, or more.
     Raises: ValueError for an unknown name, a layer that cannot be factorised, a bad rank, or a rank above break-even.
     """
-    moments = moments or {}
-    if unknown := (set(moments) | (set(method) if isinstance(method, dict) else set())) - set(ranks):
-        raise ValueError(f"moments or a method, but no rank, for {', '.join(sorted(unknown))}")
-    possible, copied = factorizable(model), copy.deepcopy(model)
-    for name, rank in ranks.items():
+    moments, possible, factors = moments or {}, factorizable(model), {}
+    for name in [*ranks, *moments, *(method if isinstance(method, dict) else ())]:
         if name not in possible:
             layers = dict(model.named_modules(remove_duplicate=False))
             reason = (_refusal(layers[name]) or "its weight is shared between layers") if name in layers else "the model has no such layer"
             raise ValueError(f"cannot factorise {name!r}: {reason}; possible are {', '.join(possible) or 'none'}")
-        how = method.get(name, "channel") if isinstance(method, dict) else method
+    for name, rank in ranks.items():
         try:
-            factors = factorize_layer(possible[name], rank, method=how, moment=moments.get(name), allow_larger=allow_larger)
+            factors[name] = factorize_layer(possible[name], rank, method=method_for(name, method), moment=moments.get(name),
+                                            allow_larger=allow_larger)
         except ValueError as error:
             raise ValueError(f"layer {name or type(model).__name__}: {error}") from error
-        if name == "":
-            return factors
-        copied.set_submodule(name, factors)
-    if ranks:
-        methods = {n: method.get(n, "channel") if isinstance(method, dict) else method for n in ranks}
-        note_change(copied, "low_rank", "factorized", ranks=dict(ranks), method=methods)
+    return with_factors(model, factors, ranks, method)
+
+
+def method_for(name: str, method: str | dict[str, str]) -> str:
+    """The method for one layer, where it may be given for all or by name."""
+    return method.get(name, "channel") if isinstance(method, dict) else method
+
+
+def with_factors(model: nn.Module, factors: dict[str, nn.Sequential], ranks: dict[str, Rank], method: str | dict[str, str]) -> nn.Module:
+    """A copy of the model in which copies of the factors stand in place of layers, and which notes how they were made."""
+    if "" in factors:                   # the model is one layer
+        return copy.deepcopy(factors[""])
+    copied = copy.deepcopy(model)
+    for name, thin in factors.items():
+        copied.set_submodule(name, copy.deepcopy(thin))
+    if factors:
+        note_change(copied, "low_rank", "factorized", ranks=dict(ranks), method={name: method_for(name, method) for name in ranks})
     return copied
 
 
@@ -88,6 +101,8 @@ def factorize_layer(layer: nn.Module, rank: Rank, *, method: str = "channel", mo
     """
     if reason := _refusal(layer):
         raise ValueError(reason)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_matrix(layer.weight.flatten(1))
     if isinstance(layer, nn.Linear):
         check_rank(rank, min(layer.weight.shape))
@@ -97,17 +112,17 @@ def factorize_layer(layer: nn.Module, rank: Rank, *, method: str = "channel", mo
     if not allow_larger and sum(w.numel() for w in weights) >= layer.weight.numel():
         raise ValueError(f"rank {rank} is above break-even: {sum(w.numel() for w in weights):,} weights in place of "
                          f"{layer.weight.numel():,}; choose a smaller rank, or pass allow_larger=True")
-    thin = _thin_layers(layer, rank, method)
+    thin = thin_layers(layer, rank, method, "meta")     # without numbers, so that no random ones are drawn
     for part, weight in zip(thin, weights):
-        part.weight = nn.Parameter(weight.contiguous().clone())
+        part.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), layer.weight.requires_grad)
     if layer.bias is not None:
-        thin[-1].bias = nn.Parameter(layer.bias.detach().clone())
+        thin[-1].bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
     return thin.train(layer.training)
 
 
-def _thin_layers(layer: nn.Module, rank: Rank, method: str) -> nn.Sequential:
+def thin_layers(layer: nn.Module, rank: Rank, method: str, device: torch.device | str) -> nn.Sequential:
     """The layers with the right sizes, and numbers that do not matter."""
-    bias, options = layer.bias is not None, {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    bias, options = layer.bias is not None, {"device": device, "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False, **options),
                              nn.Linear(rank, layer.out_features, bias=bias, **options))
@@ -133,12 +148,15 @@ def joined_weight(factors: nn.Sequential) -> torch.Tensor:
 
 
 def empty_factorized(model: nn.Module, *, ranks: dict[str, Rank], method: dict[str, str]) -> nn.Module:
-    """`factorize` without numbers: to load saved models."""
+    """`factorize` without numbers: to load saved models.
+
+    Raises: ValueError for a layer that is not there or cannot be factorised, or an unknown method.
+    """
+    layers = factorizable(model)
     for name, rank in ranks.items():
-        layer = model.get_submodule(name)
-        if _refusal(layer) or method[name] not in METHODS:
-            raise ValueError(f"cannot build factors for {name!r}: {_refusal(layer) or method[name]}")
-        model.set_submodule(name, _thin_layers(layer, tuple(rank) if isinstance(rank, list) else rank, method[name]))
+        if name not in layers or method.get(name) not in METHODS:
+            raise ValueError(f"cannot build factors for {name!r} by the method {method.get(name)!r}")
+        model.set_submodule(name, thin_layers(layers[name], rank, method[name], layers[name].weight.device))
     note_change(model, "low_rank", "factorized", ranks=ranks, method=method)
     return model.eval()
 
@@ -148,14 +166,17 @@ def input_moments(model: nn.Module, images: torch.Tensor, layers: Iterable[str] 
 
     Args:   images: for calibration, from the training or validation part; layers: names; all factorisable ones by default.
             The inputs of a convolution are the patches that it reads.
-    Raises: ValueError as `watch`.
+    Raises: ValueError as `watch`, or for a layer that cannot be factorised.
     """
-    moments = {}
+    moments, possible = {}, factorizable(model)
+    layers = list(possible if layers is None else layers)
+    if impossible := [name for name in layers if name not in possible]:
+        raise ValueError(f"{', '.join(impossible)} cannot be factorised; possible are {', '.join(possible) or 'none'}")
 
     def see(name: str, layer: nn.Module, x: torch.Tensor, output: torch.Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
         x = x.reshape(-1, x.shape[-1])
         moments[name] = moments.get(name, 0) + (x.T @ x).double()
-    watch(model, factorizable(model) if layers is None else layers, images, see, batch_size=100)
+    watch(model, layers, images, see, batch_size=100)
     return moments

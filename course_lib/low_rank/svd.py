@@ -27,25 +27,25 @@ def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 
 
 def split_matrix(matrix: torch.Tensor, rank: int, moment: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two factors, (m, rank) and (rank, n), whose product is nearest to the matrix.
+    """Two factors, (m, rank) and (rank, n), whose product is nearest to the matrix, or to what it makes of its inputs.
 
-    1. A = U Σ Vᵀ, cut after `rank` terms.
-    2. Both factors take √Σ, so that neither has much larger weights than the other: (U √Σ) · (√Σ Vᵀ).
+    1. Only with a moment C = X Xᵀ of the inputs, C = L Lᵀ: take the first `rank` left singular vectors U of A·L, and
+       put U Uᵀ A in place of A. Then U Uᵀ A·L is the best approximation of A·L, and U Uᵀ A·X that of the outputs A·X.
+    2. A = U Σ Vᵀ, cut after `rank` terms.
+    3. Both factors take √Σ, so that neither has much larger weights than the other: (U √Σ) · (√Σ Vᵀ).
 
-    Args:   moment: X Xᵀ of the inputs (n, n). With it the *outputs* A·X are approximated best, not the weights:
-            C = L Lᵀ, the SVD is that of A·L, and the right factor takes L⁻¹ back.
+    Args:   moment: X Xᵀ of the inputs (n, n), or any multiple of it.
     Raises: ValueError as `truncated_svd`, or for a moment that is not a finite symmetric matrix (n, n) without negative eigenvalues.
-    Source: whitening: Wang et al. 2025 (SVD-LLM), sec. 3.2.
+    Source: whitening: Wang et al. 2025 (SVD-LLM), sec. 3.2, which cuts A·L = U Σ Vᵀ and takes L⁻¹ back: Σ Vᵀ L⁻¹ = Uᵀ A, so
+            that no inverse is needed.
     """
     check_matrix(matrix)
-    if moment is None:
-        u, values, vh = truncated_svd(matrix.double(), rank)
-        left, right = u * values.sqrt(), values.sqrt()[:, None] * vh
-    else:
-        whitening, inverse = _roots(moment, matrix.shape[1])
-        u, values, vh = truncated_svd(matrix.double() @ whitening, rank)
-        left, right = u * values.sqrt(), values.sqrt()[:, None] * vh @ inverse
-    return left.to(matrix.dtype), right.to(matrix.dtype)
+    nearest = matrix.detach().double()
+    if moment is not None:
+        u, _, _ = truncated_svd(nearest @ _root(moment, matrix.shape[1]), rank)
+        nearest = u @ (u.T @ nearest)
+    u, values, vh = truncated_svd(nearest, rank)
+    return (u * values.sqrt()).to(matrix.dtype), (values.sqrt()[:, None] * vh).to(matrix.dtype)
 
 
 def singular_values(matrix: torch.Tensor, moment: torch.Tensor | None = None) -> torch.Tensor:
@@ -55,14 +55,14 @@ def singular_values(matrix: torch.Tensor, moment: torch.Tensor | None = None) ->
     """
     check_matrix(matrix)
     matrix = matrix.detach().double()
-    return torch.linalg.svdvals(matrix if moment is None else matrix @ _roots(moment, matrix.shape[1])[0])
+    return torch.linalg.svdvals(matrix if moment is None else matrix @ _root(moment, matrix.shape[1]))
 
 
-def _roots(moment: torch.Tensor, n: int, *, smallest: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
-    """L with L Lᵀ = C, symmetric, and its inverse; float64.
+def _root(moment: torch.Tensor, n: int, *, smallest: float = 1e-8) -> torch.Tensor:
+    """L with L Lᵀ = C, symmetric, in float64.
 
-    Inputs that never occur (a pixel that is always black) have eigenvalue 0, which has no inverse: eigenvalues
-    count as at least `smallest` times the largest.
+    Inputs that never occur (a pixel that is always black) have eigenvalue 0. They count a little, as if it were `smallest`
+    times the largest: where what does occur leaves a choice, the weights decide.
     """
     c = moment.detach().double()
     if c.shape != (n, n) or not torch.isfinite(c).all() or not torch.allclose(c, c.T, rtol=1e-4, atol=1e-6 * float(c.abs().max())):
@@ -70,14 +70,13 @@ def _roots(moment: torch.Tensor, n: int, *, smallest: float = 1e-6) -> tuple[tor
     values, vectors = torch.linalg.eigh((c + c.T) / 2)
     if not values[-1] > 0 or values[0] < -1e-4 * values[-1]:
         raise ValueError("the moment of inputs cannot be all zero or have negative eigenvalues; is it X·Xᵀ?")
-    roots = values.clamp(min=smallest * float(values[-1])).sqrt()
-    return vectors * roots @ vectors.T, vectors / roots @ vectors.T
+    return vectors * values.clamp(min=smallest * float(values[-1])).sqrt() @ vectors.T
 
 
 def energy_kept(values: torch.Tensor) -> torch.Tensor:
     """Share of the squared sum that the first 1, 2, … singular values hold, shape as `values`, from 0 to 1."""
-    squares = values.double() ** 2
-    return squares.cumsum(0) / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    sums = (values.double() ** 2).cumsum(0)
+    return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(sums)
 
 
 def rank_for_energy(values: torch.Tensor, energy: float) -> int:
@@ -87,8 +86,7 @@ def rank_for_energy(values: torch.Tensor, energy: float) -> int:
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy must be a fraction above 0 and at most 1, e.g. 0.9; got {energy!r}")
-    enough = energy_kept(values) >= energy - 1e-12
-    return int(enough.float().argmax()) + 1 if enough.any() else len(values)
+    return int((energy_kept(values) < energy - 1e-12).sum()) + 1
 
 
 def break_even_rank(m: int, n: int) -> int:
@@ -96,14 +94,17 @@ def break_even_rank(m: int, n: int) -> int:
 
     r (m + n) < m n, so r < m n / (m + n).
     """
+    if min(m, n) < 1:
+        raise ValueError(f"a matrix has at least one row and one column; got {m} and {n}")
     return (m * n - 1) // (m + n)
 
 
 def check_matrix(matrix: torch.Tensor) -> None:
     """Raise ValueError unless it is a matrix of finite floats."""
-    if matrix.dim() != 2 or not matrix.numel() or not matrix.is_floating_point() or not torch.isfinite(matrix).all():
-        raise ValueError(f"need a matrix of finite floats; got shape {tuple(matrix.shape)}, {matrix.dtype}"
-                         + (", not all finite (did training diverge?)" if matrix.dim() == 2 and matrix.is_floating_point() else ""))
+    if matrix.dim() != 2 or not matrix.numel() or not matrix.is_floating_point():
+        raise ValueError(f"need a matrix of floats; got shape {tuple(matrix.shape)}, {matrix.dtype}")
+    if not torch.isfinite(matrix).all():
+        raise ValueError("the weights are not all finite (did training diverge?)")
 
 
 def check_rank(rank: int, largest: int, what: str = "rank") -> None:

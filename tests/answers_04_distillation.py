@@ -1,0 +1,77 @@
+"""Right and planted wrong answers to the exercises of book/04_distillation.ipynb, for test_exercises.py; see answers_quantization.py."""
+import torch
+from torch.nn import functional as F
+
+
+def second_choice(logits, labels, lowest=-torch.inf):
+    others = logits.clone()
+    others[torch.arange(len(labels)), labels] = lowest
+    return others.argmax(dim=1)
+
+
+def second_in_place(logits, labels):
+    logits[torch.arange(len(labels)), labels] = -torch.inf
+    return logits.argmax(dim=1)
+
+
+def mixed(student, teacher, labels, T, alpha, *, factor=lambda T: T**2, divide=lambda x: len(x), hard=1, swap=False):
+    """The mixed loss, with each of its parts to be broken."""
+    p, q = (teacher / T).log_softmax(1), (student / T).log_softmax(1)
+    if swap:
+        p, q = q, p
+    soft = (p.exp() * (p - q)).sum() / divide(student)
+    return float(alpha * factor(T) * soft + (1 - alpha) * F.cross_entropy(student / (T if hard == "T" else 1), labels))
+
+
+def soft_cross_entropy(student, teacher, labels, T, alpha):
+    soft = F.cross_entropy(student / T, (teacher / T).softmax(1))      # lacks the teacher's entropy
+    return float(alpha * T**2 * soft + (1 - alpha) * F.cross_entropy(student, labels))
+
+
+def gain(table, same=("size", "augmented", "epochs")):
+    taught = next(s for s in table if s["taught"])
+    twins = [s["accuracy"] for s in table if not s["taught"] and all(s[key] == taught[key] for key in same)]
+    return taught["accuracy"] - twins[0] if twins else None
+
+
+def gain_to_best(table):
+    return max(s["accuracy"] for s in table if s["taught"]) - max(s["accuracy"] for s in table if not s["taught"])
+
+
+RESULTS = {"04_distillation": {
+    "runs": [{"size": size, "augmented": augmented, "epochs": epochs, "taught": taught, "accuracy": accuracy}
+             for size, augmented, epochs, taught, accuracy in (
+                 (32, True, 20, True, 0.950), (32, True, 60, False, 0.960), (64, True, 20, False, 0.970),
+                 (32, False, 20, False, 0.920), (32, True, 20, False, 0.955))],
+    "validation": {"labels": 0.952, "taught": 0.950, "labels, fine-tuned": 0.954, "taught, fine-tuned": 0.97,
+                   "labels, 3 times longer": 0.962},
+    "work": {"labels": 5e9, "labels, 3 times longer": 1.6e10, "taught": 3e11}}}
+
+EXERCISES = [
+    ("04_distillation", "check_1", [1 / 401, 1 / (1 + 20**2), torch.tensor(1 / 401)],
+     [1 / 400, 1 / 2, 1 / 21, 400 / 401, 401, "1 / 401"]),
+    ("04_distillation", "check_2", [second_choice, lambda logits, labels: second_choice(logits, labels, -1e9)],
+     [lambda logits, labels: logits.topk(2, dim=1).indices[:, 1],           # of the answer, not of the label
+      lambda logits, labels: second_choice(logits, labels, 0.0),            # a logit may be negative
+      lambda logits, labels: logits.argmax(dim=1),
+      lambda logits, labels: logits.topk(2, dim=1).values[:, 1],            # how large, not which
+      second_in_place, torch.tensor([2, 0, 0])]),
+    ("04_distillation", "check_3", [mixed, lambda *a: torch.tensor(mixed(*a))],
+     [lambda *a: mixed(*a, factor=lambda T: 1),                             # no T²
+      lambda *a: mixed(*a, factor=lambda T: T),
+      lambda *a: mixed(*a, divide=lambda x: x.numel()),                     # the plain mean
+      lambda *a: mixed(*a, divide=lambda x: 1),                             # a sum over images
+      lambda *a: mixed(*a, hard="T"),                                       # softened labels' part
+      lambda *a: mixed(*a, swap=True),                                      # KL the other way round
+      lambda s, t, y, T, alpha: mixed(s, t, y, T, 1 - alpha),
+      soft_cross_entropy, 0.5]),
+    ("04_distillation", "check_4", [gain, lambda table: gain(table, ("epochs", "size", "augmented"))],
+     [gain_to_best,                                                         # the best there is, whatever its training
+      lambda table: gain(table, ("size", "epochs")),                        # without augmentation
+      lambda table: gain(table, ("size", "augmented")),                     # other epochs
+      lambda table: gain(table, ("augmented", "epochs")),                   # another size
+      lambda table: -gain(table) if gain(table) is not None else None,
+      lambda table: gain(table) or 0.0, 0.01]),
+    ("04_distillation", "check_5", ["labels", "".join(["lab", "els"])],
+     ["taught", "labels, 3 times longer", "labels, fine-tuned", 0.952]),
+]
