@@ -85,7 +85,7 @@ def shrunk(digits: data.Dataset) -> list[dict]:
 
 
 def unit(configuration: str, seed: int) -> list[dict]:
-    """All ways of one seed."""
+    """Train the teacher of one seed, and every student of the configuration with it and without."""
     digits = data.load(seed=seed)
     return small(digits) if configuration == STRIDED else shrunk(digits)
 
