@@ -288,11 +288,15 @@ def load(name):
     return importlib.import_module(name)
 
 
+# What tells the rows of one seed apart, beside words.
+WHICH = ("seed", "sparsity", "amount", "bits", "batch", "budget", "whitened")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_results_are_whole(name):
     read = results.load(name)
     assert len(read.seeds) >= 3 and read.seeds == sorted(read.provenance["seeds"])
-    keys = [sorted(f"{k}={v}" for k, v in row.items() if isinstance(v, str) or k in ("seed", "sparsity", "amount", "bits", "batch")) for row in read.rows]
+    keys = [sorted(f"{k}={v}" for k, v in row.items() if isinstance(v, str) or k in WHICH) for row in read.rows]
     assert len({tuple(key) for key in keys}) == len(keys), "two rows of one seed cannot be told apart"
     per_seed = {seed: sum(row["seed"] == seed for row in read.rows) for seed in read.seeds}
     assert len(set(per_seed.values())) == 1
