@@ -61,4 +61,4 @@ def cpu_times(content: dict[str, bytes], images: np.ndarray) -> timing.Timings:
 
 
 if __name__ == "__main__":
-    main(Study("distillation_lenet5", ("full size",), (0, 1, 2), unit, dataset="mnist"))
+    main(Study("distillation_lenet5", ("full size",), (0, 1, 2, 3, 4), unit, dataset="mnist"))
