@@ -30,6 +30,7 @@ MEDIAN_LINES = 6
 TAGS = {"nbval-ignore-output", "nbval-check-output", "raises-exception", "nbval-raises-exception",
         "hide-input", "hide-output", "hide-cell", "remove-input", "remove-output", "remove-cell",
         "imports", "checker", "answer", "solution"}
+COLOUR = re.compile(r"\x1b\[[\d;]*m")        # a traceback is coloured, and a colour's last letter would touch a path
 MACHINE_PATH = re.compile(
     r"(?<![\w.-])/(?:home|root|tmp|work|Users|var|opt|private|mnt|usr/lib|usr/local)/\w[\w./-]*"
     r"|[A-Za-z]:\\{1,2}Users\\[^\s\"']*|~/\.\w[\w./-]*|[\w./-]*site-packages[\w./-]*")
@@ -94,7 +95,7 @@ def _outputs(code):
                 yield f"cell {n}: a widget is stored as an output"
             text = _strings([output.get("text"), output.get("traceback"),
                              {k: v for k, v in output.get("data", {}).items() if k != "image/png" and k != "image/jpeg"}])
-            if found := MACHINE_PATH.search(text):
+            if found := MACHINE_PATH.search(COLOUR.sub("", text)):
                 yield f"cell {n}: path of a machine in an output: {found[0]}"
 
 
@@ -304,6 +305,8 @@ DEFECTS = [
                    r"C:\Users\ada\x", "~/.cache/course_lib", "/opt/venv/lib/python3.11/site-packages/torch")],
     ("cell 9: path of a machine in an output: /tmp/ipykernel_1/2.py", _add_code("warn()", outputs=[
         {"output_type": "stream", "name": "stderr", "text": "/tmp/ipykernel_1/2.py:1: UserWarning: careful\n"}])),
+    ("cell 9: path of a machine in an output: /work/a.py", _add_code("raise E", tags=["raises-exception"], outputs=[
+        {"output_type": "error", "ename": "E", "evalue": "no", "traceback": ["\x1b[32m/work/a.py:3\x1b[39m, in f"]}])),
     ("cell 9: path of a machine in an output: /tmp/x", _add_code("frame", outputs=[
         {"output_type": "execute_result", "execution_count": 6, "metadata": {}, "data": {"text/html": "<td>/tmp/x</td>"}}])),
     ("cell 4: a figure without alt text", lambda nb: nb["cells"][FIGURE]["metadata"].pop("mystnb")),
