@@ -23,11 +23,11 @@ define build
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help book test sweep faults study lab execute constraints clean distclean
+.PHONY: help book test test-extras sweep faults study lab execute constraints clean distclean
 
 help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '%-20s %s\n' "$$name" "$$text"; done
 	@echo "A Python other than python3:  make book PYTHON=python3.12"
 	@echo "Options of the command behind a target:  make sweep OPTIONS='--only 02_pruning_threshold --arm seed1'"
@@ -72,6 +72,13 @@ test: $(STAMP) ## build the book, test course_lib and the pages, verify every no
 	echo "== the notebooks"; $(BIN)/python -m pytest -q book || failed="$$failed notebooks"; \
 	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed"; exit 1; fi; \
 	echo "make test: the book, the tests and the notebooks passed"
+
+# A cluster's, the judged energy tools', Ray's: pinned in pyproject.toml, and what they need in constraints.txt.
+test-extras: $(STAMP) ## install the optional extras, then run their tests and verify their notebooks
+	@echo "extras: installing (log: $(VENV)/extras.log)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+		-e '.[cluster,energy-tools,serve-ray]' >$(VENV)/extras.log 2>&1 || { tail -n 20 $(VENV)/extras.log; exit 1; }
+	@export COURSE_CLAIMS=strict COURSE_EXTRAS=1; $(BIN)/python -m pytest -q -m extra tests book
 
 sweep: $(STAMP) ## verify every notebook under other seeds, threads, instructions and data
 	@$(BIN)/python tools/sweep.py $(OPTIONS)

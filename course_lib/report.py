@@ -1,23 +1,22 @@
 """The ruler: one row per model, every column measured the same way.
 
 `measure` takes all models at once, because latencies mean something only side by side. `compare`
-shows the rows as a table; `pareto_front` says which models no other beats. Book: chapter 1, "The ruler".
+shows the rows as a table; `pareto_front` says which models no other beats, `choose` which of them a place allows.
+Book: chapter 1, "The ruler".
 """
 import copy
 import dataclasses
-import html
-import re
 
 import torch
 from torch import nn
 
-from . import cost, deploy, energy, files, intervals, joules, predictors, timing, training
+from . import choosing, cost, deploy, energy, files, intervals, joules, predictors, timing, training
 from .data import Split
 from .intervals import format_estimate
 from .joules import Joules
+from .tables import Comparison, format_bytes, format_seconds
 
-__all__ = ["Comparison", "Latency", "Row", "compare", "format_bytes", "format_seconds", "measure",
-           "pareto_front"]
+__all__ = ["Latency", "Row", "choose", "columns_of", "compare", "format_bytes", "format_seconds", "measure", "pareto_front"]
 
 ONNX_RUNTIME, EAGER = "ONNX Runtime", "eager PyTorch"
 
@@ -98,22 +97,6 @@ def _runner(model: nn.Module, split: Split, runtime: str):
     return torch.no_grad()(copy.deepcopy(model).eval())
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A table of rows that shows itself in a notebook, with the conditions below it, a line for each column."""
-    frame: object
-    caption: str
-
-    def _repr_html_(self) -> str:
-        # Intervals and times on a line of their own keep the table narrow.
-        cells = self.frame.map(_lines).rename(index=_lines, columns=html.escape)
-        return (f'<div tabindex="0" style="overflow-x: auto; white-space: nowrap">{cells.to_html(escape=False)}</div>'
-                + "".join(map(_paragraph, self.caption.splitlines())))
-
-    def __repr__(self) -> str:
-        return f"{self.frame.to_string()}\n{self.caption}"
-
-
 def compare(rows: list[Row]) -> Comparison:
     """Show rows as a table: units, intervals, and the conditions under which they hold."""
     import pandas as pd
@@ -142,16 +125,6 @@ def compare(rows: list[Row]) -> Comparison:
     return Comparison(frame, "\n".join(caption))
 
 
-def _paragraph(line: str) -> str:
-    """A line of the caption, small, with what it is about in bold."""
-    topic, _, text = html.escape(line).partition(": ")
-    return f'<p style="font-size: 0.875em; margin: 0.4em 0"><b>{topic}:</b> {text}</p>'
-
-
-def _lines(text: str) -> str:
-    return re.sub(r" (?=[([])|(?<=\)), | · ", "<br>", text)
-
-
 def pareto_front(rows: list[Row], cost_of) -> list[str]:
     """Names of the rows that no other row beats: none is as accurate and as cheap, and better in one.
 
@@ -163,16 +136,47 @@ def pareto_front(rows: list[Row], cost_of) -> list[str]:
     return [row.name for row, beats_all in zip(rows, best) if beats_all]
 
 
-def format_bytes(n: int) -> str:
-    """Bytes for people: 1,234 B, 12.3 kB, 1.07 MB (powers of 1000)."""
-    if n < 10_000:
-        return f"{n:,} B"
-    return f"{n / 1e3:.1f} kB" if n < 999_950 else f"{n / 1e6:.2f} MB"
+def choose(results, *, at_most: dict[str, float] | None = None, at_least: dict[str, float] | None = None,
+           **which) -> choosing.Choice:
+    """Say which models a place's limits allow, and which of those no other beats.
+
+    Args:   results: rows of `measure`, with columns as in `columns_of`, which also takes `which`; or a table of one's own.
+            at_most, at_least: limits by column; "lost" is the accuracy lost against the first model: 0.01 is a point.
+    Raises: as `choosing.choose` and `columns_of`.
+    """
+    rows = isinstance(results, (list, tuple)) and all(isinstance(row, Row) for row in results)
+    if which and not rows:
+        raise ValueError(f"{', '.join(which)}: only rows of `measure` can be read in several ways")
+    return choosing.choose(columns_of(results, **which) if rows else results, at_most=at_most, at_least=at_least)
 
 
-def format_seconds(seconds: float) -> str:
-    """Seconds for people: 12.3 µs, 1.23 ms, 1.23 s."""
-    for unit, scale in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= 0.9995 * scale:       # 999.9 µs rounds to 1 ms
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+def columns_of(rows: list[Row], *, runtime: str = ONNX_RUNTIME, batch: int = 1, tier: str = energy.MODELLED,
+               weights: str = energy.DRAM) -> dict[str, dict[str, intervals.Estimate]]:
+    """The rows as a table for `choose`: accuracy, lost (against the first row), bytes, parameters, macs, seconds of a call,
+    cpu_ratio (its CPU time over the first row's), and joules of an inference, as far as the rows have them in this runtime,
+    batch and tier.
+
+    The interval of seconds is that of the ratio to the first row; the first row's own is its A/A control. A modelled or declared
+    energy is as wide as its constants are uncertain. Tiers do not mix: one table has one.
+    Raises: ValueError for no row or an unknown tier.
+    """
+    if not rows or tier not in (energy.MEASURED, energy.DECLARED, energy.MODELLED):
+        raise ValueError(f"need at least one row and a known tier of energy; got {len(rows)} rows and {tier!r}")
+    table = {}
+    for row in rows:
+        counted = {"bytes": row.file_bytes, "parameters": row.parameters, "macs": row.macs}
+        own = {name: intervals.Estimate(n, n, n) for name, n in counted.items()}
+        own |= {"accuracy": row.accuracy.interval, "lost": intervals.Estimate(
+            0.0 - row.difference.value, 0.0 - row.difference.high, 0.0 - row.difference.low)}
+        if (timed := row.latency.get((runtime, batch))) is not None:
+            ratio = timed.control if row is rows[0] else timed.ratio
+            own["cpu_ratio"] = timed.cpu_ratio
+            own["seconds"] = intervals.Estimate(timed.seconds, timed.seconds * min(1, ratio.low / ratio.value),
+                                                timed.seconds * max(1, ratio.high / ratio.value))
+        key = (batch, weights) if tier == energy.MODELLED else (runtime, batch)
+        if (amount := getattr(row.joules, tier, {}).get(key)) is not None:
+            joule = amount[0]
+            middle = (joule.low * joule.high)**0.5 if joule.value is None else joule.value
+            own["joules"] = intervals.Estimate(middle, joule.low, joule.high)
+        table[row.name] = own
+    return table

@@ -9,6 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from skips import skip
+
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # as in `make test`; before the first import of torch
@@ -24,13 +26,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # As root and offline: no sandbox, and no requests of the browser's own.
 BROWSER_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
                      "--disable-component-update", "--disable-sync", "--no-first-run"]
-
-
-def skip(reason: str) -> None:
-    """Skip the test visibly; with COURSE_NO_SKIPS=1 (.ci/run) fail it instead."""
-    if os.environ.get("COURSE_NO_SKIPS") == "1":
-        pytest.fail(f"COURSE_NO_SKIPS=1, and {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import skip
+from skips import extra
 
 from course_lib import energy, results, timing
 
@@ -56,12 +56,6 @@ def tools():
 def two_cores():
     if len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())) < 2:
         pytest.skip("a neighbour on the other core needs two cores")
-
-
-def installed(*names):
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            skip(f"{name} is not installed: pip install -e '.[energy-tools]'")
 
 
 # --- the script ---
@@ -202,8 +196,9 @@ def test_a_check_of_measured_rows_compares_their_names_only(measured, again, pas
 
 # --- the real tools ---
 
+@pytest.mark.extra
 def test_codecarbon_in_a_short_run(study):
-    installed("codecarbon", "zeus")
+    extra("codecarbon", "zeus", group="energy-tools")
     two_cores()
     rows = [row for row in study.unit(study.RATIOS, 0, **TINY) if row["tool"].startswith("codecarbon")]
     assert len(rows) == 6 and all(row["joules"] > 0 and 0 < row["ram_share"] < 1 and 0.1 < row["ratio"] < 3 for row in rows)
@@ -219,8 +214,9 @@ def check_zeus(rows):
         assert row["ours"] == pytest.approx(20) and row["truth"] == 20
 
 
+@pytest.mark.extra
 def test_zeus_on_the_files_of_a_counter_that_starts_over(study):
-    installed("zeus")
+    extra("zeus", group="energy-tools")
     check_zeus(study.fresh_process(study.SCRIPT, "zeus_on_files"))
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import skip
+from skips import skip
 from course_lib import models, results, training
 from course_lib.quantization import ready_made
 from course_lib.quantization.ready_made import LEGACY, SUCCESSOR, dynamic_int8, exported_int8, torchao_int8

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import skip
+from skips import extra, skip
 
 from course_lib import results
 
@@ -233,12 +233,10 @@ def test_a_cluster_that_is_not_installed(study, tmp_path, backend, package):
     assert answer.returncode != 0 and f"pip install {package}" in answer.stderr and "Traceback" not in answer.stderr
 
 
-@pytest.mark.parametrize("backend, package", [("dask", "distributed"), ("ray", "ray")])
-def test_a_cluster_runs_every_unit_once(study, tmp_path, backend, package):
-    if importlib.util.find_spec(package) is None:
-        if backend == "ray":            # large, and no part of what the course installs
-            pytest.skip("ray is not installed: pip install ray")
-        skip("distributed is not installed: pip install -e '.[cluster]'")
+@pytest.mark.extra
+@pytest.mark.parametrize("backend, package, group", [("dask", "distributed", "cluster"), ("ray", "ray", "serve-ray")])
+def test_a_cluster_runs_every_unit_once(study, tmp_path, backend, package, group):
+    extra(package, group=group)
     answer = call(study(), "--backend", backend)
     assert answer.returncode == 0, answer.stderr
     assert sorted(log(tmp_path)) == EVERY and len(results.read(tmp_path / "results" / "fake.json", "fake").rows) == 6
@@ -256,10 +254,10 @@ def imports_as_before():
     sys.path[:] = path
 
 
+@pytest.mark.extra
 def test_a_dask_cluster_that_was_started_elsewhere(study, tmp_path, imports_as_before):
     """Its workers know nothing of this folder; and its address is not stored."""
-    if importlib.util.find_spec("distributed") is None:
-        skip("distributed is not installed: pip install -e '.[cluster]'")
+    extra("distributed", group="cluster")
     from distributed import LocalCluster
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -313,10 +311,10 @@ def test_a_study_is_importable_and_documented(name):
     assert len(module.__doc__) > 60 and len(module.unit.__doc__) > 40
 
 
+@pytest.mark.extra
 def test_a_part_of_the_experiment_on_mnist_gives_the_same_numbers_on_a_cluster(tmp_path):
     """joblib's Dask back end with two local workers, and the same units in this process."""
-    if importlib.util.find_spec("distributed") is None:
-        skip("distributed is not installed: pip install -e '.[cluster]'")
+    extra("distributed", group="cluster")
     if not os.environ.get("COURSE_DATA"):
         skip("COURSE_DATA names no folder with the whole of MNIST")
     module, runner = load("distillation_mnist"), load("runner")

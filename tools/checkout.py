@@ -1,5 +1,7 @@
 """What the tools share: the checkout's folder, copies of it, and running pytest on the side."""
 import dataclasses
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,23 @@ def notebooks(root: Path = ROOT) -> list[Path]:
     """The book's notebooks in reading order; the page of run times, which reads the others, is last."""
     found = [p for p in (root / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     return sorted(found, key=lambda p: (p.stem == "run_times", p))
+
+
+def needs_extra(notebook: Path) -> tuple[str, str] | None:
+    """The package that a notebook needs beyond requirements.txt, and its group in pyproject.toml; None for most.
+
+    The notebook's metadata name both: "course": {"extra": ["ray", "serve-ray"]}.
+    """
+    extra = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {}).get("course", {}).get("extra")
+    return tuple(extra) if extra else None
+
+
+def missing_extra(notebook: Path) -> str | None:
+    """What to install before this notebook can run; None if nothing."""
+    package, group = needs_extra(notebook) or (None, None)
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed: pip install -e '.[{group}]'"
 
 
 def write_atomically(path: Path, text: str) -> None:

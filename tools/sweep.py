@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from checkout import ROOT, Outcome, notebooks, run_pytest, write_atomically
+from checkout import ROOT, Outcome, missing_extra, notebooks, run_pytest, write_atomically
 
 PACKAGE = "course_lib"
 IGNORED = "nbval-ignore-output"     # a tag: nbval does not compare this cell's outputs
@@ -179,6 +179,9 @@ def sweep(paths: list[Path], arms: list[Arm], *, root: Path = ROOT, retry: bool 
             print(f"[{number}/{len(pairs)}] {name} {arm.name}: ", end="", flush=True)
             if arm.needs and not os.environ.get(arm.needs):
                 print(f"not run ({arm.needs} is not set)")
+                continue
+            if reason := missing_extra(path):
+                print(f"not run ({reason})")
                 continue
             file = store / f"{name.replace('/', '.')}--{arm.name}.json"
             key = key_of(path, arm, root)

@@ -1,0 +1,55 @@
+"""Right and planted wrong answers to the exercises of book/06_mobile.ipynb, for test_exercises.py; see answers_quantization.py."""
+import pandas as pd
+
+
+def peak(tensors, *, last_step=lambda last: last, combine=sum, steps=None):
+    """The most bytes in one step, with each of its parts to be broken."""
+    steps = steps or (lambda tensors: range(max((last for _, last, _ in tensors), default=0) + 1))
+    return max((combine(size for first, last, size in tensors if first <= step <= last_step(last)) for step in steps(tensors)),
+               default=0)
+
+
+def peak_in_place(tensors):
+    found = peak(tensors)
+    tensors.clear()
+    return found
+
+
+def neighbours(tensors):
+    """A chain, whatever the lifetimes say."""
+    sizes = [size for _, _, size in tensors]
+    return max((a + b for a, b in zip(sizes, sizes[1:])), default=0)
+
+
+def gains(dense, small, floor):
+    return dense / small, (dense - floor) / (small - floor) if small > floor else None
+
+
+RESULTS = {"06_mobile": {
+    "choices": pd.DataFrame({
+        "dense, float": {"bytes": 143_528, "accuracy": 0.970, "time": 1.16},
+        "dense, int8": {"bytes": 42_536, "accuracy": 0.975, "time": 0.66},
+        "student, float": {"bytes": 34_728, "accuracy": 0.956, "time": 0.30},
+        "student, int8": {"bytes": 16_040, "accuracy": 0.954, "time": 0.27},
+        "huge": {"bytes": 500_000, "accuracy": 0.976, "time": 0.1}}).T}}
+
+EXERCISES = [
+    ("06_mobile", "check_1", [35, 35.0], [34, 36, 9, 0.25, 31, "35"]),
+    ("06_mobile", "check_2", [peak, lambda tensors: peak(sorted(tensors))],
+     [lambda tensors: sum(size for _, _, size in tensors),                          # all at once
+      lambda tensors: max((size for _, _, size in tensors), default=0),             # the largest alone
+      lambda tensors: peak(tensors, last_step=lambda last: last - 1),               # gone before it is read
+      lambda tensors: peak(tensors, last_step=lambda last: last + 1),               # kept one step too long
+      neighbours,
+      lambda tensors: max(sum(size for first, last, size in tensors if first <= step <= last) for step, _, _ in tensors),
+      peak_in_place, 180]),
+    ("06_mobile", "check_3", [gains, lambda dense, small, floor: tuple(gains(dense, small, floor))],
+     [lambda dense, small, floor: gains(dense, small, floor)[::-1],
+      lambda dense, small, floor: (dense / small, (dense - floor) / (small - floor) if small >= floor + 1e-12 else 0.0),
+      lambda dense, small, floor: (dense / small, (dense - floor) / small),         # the floor from one only
+      lambda dense, small, floor: (dense / small, abs((dense - floor) / (small - floor or 1))),
+      lambda dense, small, floor: (small / dense, gains(dense, small, floor)[1]),   # upside down
+      lambda dense, small, floor: list(gains(dense, small, floor)), 3.75]),
+    ("06_mobile", "check_4", ["student, float", ", ".join(["student", "float"])],
+     ["student, int8", "dense, int8", "huge", "dense, float", 0.30]),
+]
