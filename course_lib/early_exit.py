@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .models import note_change
 
-__all__ = ["CHANGES", "Back", "EarlyExit", "Front", "add_exit", "both_losses", "cascade", "choose_threshold", "confidence"]
+__all__ = ["Back", "EarlyExit", "Front", "add_exit", "both_losses", "cascade", "choose_threshold", "confidence"]
 
 
 class EarlyExit(nn.Module):
@@ -30,6 +30,7 @@ class EarlyExit(nn.Module):
         self.register_buffer("threshold", torch.tensor(1.0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits: of both exits in training, else of each image's own exit."""
         features = self.stem(images)
         early = self.door(features)
         if self.training:
@@ -124,6 +125,7 @@ class Front(nn.Module):
         self.stem, self.door = network.stem, network.door
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Rows of shape (n, 1 + classes + features)."""
         features = self.stem(images)
         early = self.door(features)
         return torch.cat([early.softmax(dim=1).amax(dim=1, keepdim=True), early, features.flatten(1)], dim=1)
@@ -137,6 +139,7 @@ class Back(nn.Module):
         self.maps, self.rest = tuple(maps), network.rest
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (n, classes), from features, shape (n, channels · height · width)."""
         return self.rest(features.reshape(-1, *self.maps))
 
 

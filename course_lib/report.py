@@ -16,7 +16,7 @@ from .intervals import format_estimate
 from .joules import Joules
 from .tables import Comparison, format_bytes, format_seconds
 
-__all__ = ["Latency", "Row", "choose", "columns_of", "compare", "format_bytes", "format_seconds", "measure", "pareto_front"]
+__all__ = ["Latency", "Row", "choose", "columns_of", "compare", "measure", "pareto_front"]
 
 ONNX_RUNTIME, EAGER = "ONNX Runtime", "eager PyTorch"
 

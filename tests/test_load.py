@@ -164,7 +164,8 @@ def test_intervals_of_requests_that_queue_are_wide_enough():
     assert covered(latency.T, math.log(10) / 0.3) > 0.8
 
 
-@pytest.mark.parametrize("latencies, q", [([], 0.5), ([-1.0], 0.5), ([math.nan], 0.5), ([1.0], 0), ([1.0], 1), ([1.0], 99), ([[1.0]], 0.5)])
+@pytest.mark.parametrize("latencies, q", [([], 0.5), ([-1.0], 0.5), ([math.nan], 0.5), ([1.0], 0), ([1.0], 1), ([1.0], 99),
+                                          ([[1.0]], 0.5)])
 def test_percentiles_of_nothing_are_refused(latencies, q):
     with pytest.raises(ValueError, match="need latencies of 0 or more"):
         load.percentile(latencies, q)
@@ -274,7 +275,10 @@ def test_cores_are_borrowed_and_given_back():
     with load.on_cores(None):
         assert os.sched_getaffinity(0) == before
     theirs, ours = load.separate_cores()
-    assert (theirs, ours) == (None, None) if len(before) == 1 else theirs | ours == before and not theirs & ours and len(theirs) == 1
+    if len(before) == 1:
+        assert (theirs, ours) == (None, None)
+    else:
+        assert theirs | ours == before and not theirs & ours and len(theirs) == 1
 
 
 def test_the_client_loads_no_pytorch():

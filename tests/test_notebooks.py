@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "book").rglob("*.ipynb")
                    if not {"_build", ".ipynb_checkpoints"} & set(p.relative_to(ROOT).parts))
 
-SECONDS = 60            # a notebook's time on two cores with the embedded data
+SECONDS = 120           # a notebook's time on two cores with the embedded data; most take half a minute
 ALT_LENGTH = 30         # characters that say what a figure shows
 LINES = 15              # of code in one cell, and their median over a notebook of five cells or more:
 MEDIAN_LINES = 6
@@ -288,7 +288,7 @@ DEFECTS = [
     ("metadata: kernelspec is missing", lambda nb: nb["metadata"].pop("kernelspec")),
     ("metadata: language_info is missing", lambda nb: nb["metadata"].pop("language_info")),
     ("course.seconds is missing", lambda nb: nb["metadata"].pop("course")),
-    ("course.seconds is 60", lambda nb: nb["metadata"].update(course={"seconds": 60})),
+    ("course.seconds is 120", lambda nb: nb["metadata"].update(course={"seconds": 120})),
     ("course.seconds is nan", lambda nb: nb["metadata"].update(course={"seconds": float("nan")})),
     ("widget state is stored", lambda nb: nb["metadata"].update(widgets={})),
     ("metadata: path of a machine: /home/ada/course", lambda nb: nb["metadata"].update(vscode={"cwd": "/home/ada/course"})),

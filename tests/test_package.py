@@ -50,6 +50,7 @@ ALLOWED = {
     "low_rank.svd": set(), "low_rank.kernels": {"low_rank.svd"},
     "low_rank.layers": {"models", "watch", "low_rank.kernels", "low_rank.svd"},
     "low_rank.ranks": {"low_rank.kernels", "low_rank.layers", "low_rank.svd"},
+    "early_exit": {"models"},
     "distillation.losses": set(), "distillation.hints": {"distillation.losses"},
     "distillation.transfer": {"data", "training", "watch", "distillation.losses"},
     # the ruler and deployment
@@ -61,13 +62,25 @@ ALLOWED = {
     "energy.available": {"energy.adapters", "energy.measured", "energy.nvml", "energy.quantity", "energy.rapl"},
     "energy.paired": {"intervals", "timing", "energy.declared_power", "energy.measured", "energy.quantity", "energy.tables"},
     "energy.payback": {"intervals", "energy.quantity"},
+    "mobile": set(), "memory": {"intervals"},
+    # at work
+    "devices": {"energy", "intervals", "training"},
+    "edge.camera": {"data"}, "edge.stream": set(), "edge.neighbours": set(),
+    "serving.predictor": set(), "serving.messages": {"serving.predictor"}, "serving.client": {"serving.messages"},
+    "serving.guard": set(), "serving.process": {"serving.guard"},
+    "serving.litserve_api": {"serving.messages", "serving.predictor"},
+    "serving.litserve_app": {"serving.litserve_api", "serving.messages", "serving.predictor", "serving.process"},
+    "serving.careless": {"serving.litserve_app"}, "serving.ray_app": {"serving.messages", "serving.predictor", "serving.process"},
+    "serving.anatomy": {"timing", "serving.client", "serving.messages"},
+    "serving.load": {"intervals"}, "serving.open_loop": {"serving.load"}, "serving.capacity": {"energy", "intervals"},
     # the story
     "carbon": {"energy"}, "joules": {"declared", "energy", "intervals", "timing"},
-    "report": {"cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "timing", "training"},
+    "tables": set(), "choosing": {"intervals", "tables"},
+    "report": {"choosing", "cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "tables", "timing", "training"},
     "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results", "language", "watch")
-TECHNIQUES = ("pruning", "quantization", "low_rank", "distillation")
+TECHNIQUES = ("pruning", "quantization", "low_rank", "distillation", "early_exit")
 PACKAGES = [name for name, path in SOURCES.items() if path.name == "__init__.py"]
 for package in PACKAGES:                # opens all of its own modules, and nothing else
     ALLOWED[package] = {name for name in SOURCES if name.startswith(f"{package}.")}

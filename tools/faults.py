@@ -11,6 +11,7 @@ fails by itself: an import error, a skipped test or a misspelt name is no catch.
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from checkout import ROOT, Outcome, copy_checkout, run_pytest
 
 TIMEOUT = 600           # seconds for one fault's test: a fault may make a loop endless
 AT_ONCE = 2
+EXTRAS = {"ray": "course_lib/serving/ray_app.py"}      # optional packages, and what cannot be tested without
 # A pytest plugin that refuses to test any other course_lib than the copy's.
 GUARD_NAME = "faults_guard"
 GUARD = '''\
@@ -174,7 +176,12 @@ def main(arguments: list[str] | None = None) -> int:
     faults = read_faults(options.root / "tests" / "faults.toml")
     if unknown := set(options.name) - {fault.name for fault in faults}:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    return try_all([f for f in faults if not options.name or f.name in options.name], options.root)
+    faults = [fault for fault in faults if not options.name or fault.name in options.name]
+    for package, file in EXTRAS.items():
+        if importlib.util.find_spec(package) is None and any(fault.file == file for fault in faults):
+            faults = [fault for fault in faults if fault.file != file]
+            print(f"faults: those in {file} are left out: {package} is not installed (`make test-extras` installs it)")
+    return try_all(faults, options.root)
 
 
 if __name__ == "__main__":
