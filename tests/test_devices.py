@@ -35,7 +35,7 @@ def test_every_figure_says_where_it_was_seen_and_how_far_it_was_checked():
             assert "maker" in row["checked"] or "secondary" in row["checked"], row
 
 
-def test_the_classes_of_the_issue_are_there():
+def test_the_four_classes_are_there():
     shelf = load()
     assert list(shelf) == ["microcontroller", "small watch", "smart watch", "phone", "drone"]
     micro = shelf["microcontroller"]
