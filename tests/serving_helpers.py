@@ -1,4 +1,6 @@
 """What the tests of course_lib.serving share: a model that is checked by eye, and a look at processes."""
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -35,8 +37,10 @@ def running_still(pids) -> list[int]:
 
 
 def wait_until_gone(pids, seconds: float = 15) -> list[int]:
-    """Wait until all of them have ended; those that have not in time."""
+    """Wait until all of them have ended; those that have not in time, which are then killed: a planted fault must leave nothing."""
     deadline = time.monotonic() + seconds
     while (left := running_still(pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
     return left

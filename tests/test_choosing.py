@@ -38,6 +38,7 @@ def test_an_example_by_hand():
     assert loose.qualified == ["small", "slow"] and loose.front == ["small"] and loose.why("small") == ""
     floor = report.choose(TABLE, at_least={"accuracy": 0.97})
     assert floor.answers == {"dense": YES, "small": UNDECIDED, "slow": UNDECIDED} and floor.front == ["dense"]
+    assert report.choose(TABLE, at_most={"bytes": 100}, at_least={"accuracy": 0.9}).front == ["small", "slow"]      # and not "dense"
     both = report.choose(TABLE, at_most={"bytes": 1000}, at_least={"accuracy": 0.9})
     assert both.front == ["dense", "small", "slow"]         # equal in both limited columns: neither beats the other
 

@@ -11,9 +11,9 @@ from course_lib import cost, deploy, early_exit, files, training
 from helpers import IMAGE_SIZE, random_split, same, state, tiny
 
 
-def network(threshold: float = 0.2, *, name: str = "cnn", **options) -> early_exit.EarlyExit:
+def network(threshold: float = 0.2, *, model: nn.Module | None = None, **options) -> early_exit.EarlyExit:
     """A tiny network with a door whose weights are large enough to be confident about something."""
-    net = early_exit.add_exit(tiny(name), **{"after": 3, "pool": 2, **options})
+    net = early_exit.add_exit(model or tiny("cnn"), **{"after": 3, "pool": 2, **options})
     with torch.no_grad():
         net.door[-1].weight.mul_(20)
     net.threshold.fill_(threshold)
@@ -27,7 +27,7 @@ IMAGES = torch.rand(40, 1, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().m
 def test_stem_and_rest_are_the_old_network(name, after):
     model = tiny(name)
     before = state(model)
-    net = network(float("inf"), name=name, after=after, pool=1)
+    net = network(float("inf"), model=model, after=after, pool=1)
     with torch.no_grad():
         early, final = net.exits(IMAGES)
         assert torch.equal(final, model(IMAGES)) and torch.equal(net(IMAGES), final)

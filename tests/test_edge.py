@@ -180,7 +180,12 @@ def test_the_neighbour_is_busy_on_the_core_and_gone_afterwards(error):
                     raise error
         except (ZeroDivisionError, KeyboardInterrupt):
             pass
-    assert running_still([pid]) == []
+    assert wait_until_gone([pid], seconds=3) == []
+
+
+def test_the_neighbour_keeps_to_its_core_though_we_may_use_all():
+    with edge.neighbour(0) as pid:
+        assert os.sched_getaffinity(pid) == {0}
 
 
 def test_the_neighbour_ends_when_we_are_killed():
@@ -189,7 +194,7 @@ def test_the_neighbour_ends_when_we_are_killed():
         pid = int(ours.stdout.readline())
         assert running_still([pid]) == [pid]
         ours.kill()
-    assert wait_until_gone([pid]) == []
+    assert wait_until_gone([pid], seconds=3) == []
 
 
 def test_a_core_that_is_not_there_is_refused():

@@ -167,8 +167,8 @@ def test_each_entry_can_be_found_by_doi_arxiv_number_or_address(entries):
             assert (entry.type == "techreport" or key in without_number) and fields["url"].startswith("https://"), key
 
 
-# The tables of measured energy cite repositories, not papers: see test_measured_energy.py.
-CITING_PAPERS = [path for path in sorted((BOOK / "data").glob("*.csv")) if not path.name.startswith("measured_")]
+# The tables of measured energy and of devices cite repositories and pages, not papers: see test_measured_energy.py, test_devices.py.
+CITING_PAPERS = [path for path in sorted((BOOK / "data").glob("*.csv")) if not path.name.startswith(("measured_", "device"))]
 
 
 @pytest.mark.parametrize("path", CITING_PAPERS, ids=lambda path: path.name)
