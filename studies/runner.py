@@ -150,7 +150,9 @@ def _pool(backend: str, address: str | None, jobs: int):
         elif backend == "ray":
             import ray
             from ray.util.joblib import register_ray
-            ray.init(address, ignore_reinit_error=True, include_dashboard=False)
+            # The workers find the modules that the scripts share in a copy of this folder, wherever they are.
+            ray.init(address, ignore_reinit_error=True, include_dashboard=False, runtime_env={
+                "working_dir": str(Path(__file__).parent), "excludes": ["units", "results", "__pycache__"]})
             register_ray()
     except ImportError as error:
         package = {"dask": "distributed", "ray": "ray"}[backend]
