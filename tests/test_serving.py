@@ -86,9 +86,11 @@ def test_neither_the_stubborn_nor_the_grandchildren_are_left(how):
     assert running_still(pids) == []
 
 
+# A job in the background of a shell ignores SIGINT, and so do the processes that it starts.
 PARENT = """
-import sys, time
+import signal, sys, time
 from course_lib.serving import running
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with running({command!r}) as server:
     print(server._guard.pid, *server.processes(), flush=True)
     time.sleep(600)
@@ -103,7 +105,10 @@ def test_nothing_is_left_when_we_are_killed(sign):
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 3 and running_still(pids) == pids
         parent.send_signal(sign)
-        parent.wait()
+        try:
+            parent.wait(60)
+        finally:
+            parent.kill()
     assert wait_until_gone(pids) == []
 
 
@@ -115,8 +120,16 @@ def test_nothing_is_left_when_the_guard_is_killed():
     assert not server.alive()
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, also in a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @linux
-def test_an_interrupt_while_it_starts_leaves_nothing():
+def test_an_interrupt_while_it_starts_leaves_nothing(interruptible):
     before = set(guard.processes_below(os.getpid()))
     timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
