@@ -73,7 +73,7 @@ test: $(STAMP) ## build the book, test course_lib and the pages, verify every no
 	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed"; exit 1; fi; \
 	echo "make test: the book, the tests and the notebooks passed"
 
-# A cluster's, the judged energy tools', Ray's: pinned in pyproject.toml, and what they need in constraints.txt.
+# A cluster's, the judged energy tools', Ray's: pinned in pyproject.toml; what they need in turn is not.
 test-extras: $(STAMP) ## install the optional extras, then run their tests and verify their notebooks
 	@echo "extras: installing (log: $(VENV)/extras.log)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
