@@ -18,6 +18,7 @@ __all__ = ["NO", "UNDECIDED", "YES", "Choice", "Limit", "choose", "front_of", "v
 YES, NO, UNDECIDED = "yes", "no", "undecided"
 _FORMATS = {"bytes": tables.format_bytes, "seconds": tables.format_seconds, "accuracy": lambda x: f"{100 * x:.1f} %",
             "lost": lambda x: f"{100 * x:.1f} points"}
+_FRACTIONS = ("accuracy", "lost")
 _PREFIXES = ((1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 Table = dict[str, dict[str, Estimate]]              # model, column
 
@@ -29,8 +30,9 @@ def choose(results, *, at_most: Mapping[str, float] | None = None, at_least: Map
             a number or an Estimate. `report.choose` also takes the rows of the ruler.
             at_most, at_least: limits by column, both ends included. "lost" is the accuracy lost against the first model, as
             a fraction: 0.01 is a point.
-    Raises: ValueError for no model, no limit, a column that is not there, a limit that is no finite number, or a gap (NaN) in a
-            column that is limited: a model that was not measured has not passed.
+    Raises: ValueError for no model, no limit, a column that is not there, a limit that is no finite number (or no fraction, for
+            "accuracy" and "lost"), an interval that does not hold its own value, or a gap (NaN) in a column that is limited: a
+            model that was not measured has not passed.
     """
     table, limits = _table(results), _limits(at_most or {}, at_least or {})
     _check(table, limits)
@@ -112,6 +114,7 @@ class Choice:
             "qualifies": self.answers[name], "front": "●" if name in self.front else "",
             **{str(limit): _cell(limit.column, self.table[name][limit.column]) + _MARKS[self.verdicts[name][limit]]
                for limit in self.limits}} for name in self.table}, orient="index")
+        frame.index = frame.index.map(str)
         return tables.Comparison(frame, "Qualifies: every interval lies within its limit; undecided: a limit lies inside an interval (?); "
                                         "no: an interval lies beyond its limit (✗).\n"
                                         "Front: ● no other model that may qualify is as good in every limited column and better in one.")
@@ -128,8 +131,9 @@ _MARKS = {YES: "", NO: " ✗", UNDECIDED: " ?"}
 
 def _table(results) -> Table:
     if hasattr(results, "to_dict"):                             # a DataFrame, a row for each model
-        if not results.index.is_unique:
-            raise ValueError(f"each model needs a name of its own; got {list(results.index)}")
+        for what, names in (("model", results.index), ("column", results.columns)):
+            if not names.is_unique:
+                raise ValueError(f"each {what} needs a name of its own; got {list(names)}")
         results = results.to_dict(orient="index")
     if not isinstance(results, Mapping) or not all(isinstance(row, Mapping) for row in results.values()):
         raise ValueError("results must be a DataFrame with a row for each model, or a dictionary of dictionaries, model to column "
@@ -146,10 +150,15 @@ def _estimate(value) -> Estimate | None:
 
 
 def _limits(at_most: Mapping[str, float], at_least: Mapping[str, float]) -> tuple[Limit, ...]:
+    for given in (at_most, at_least):
+        if not isinstance(given, Mapping):
+            raise ValueError(f'limits are a dictionary, column to limit, e.g. {{"bytes": 100_000}}; got {given!r}')
     limits = [Limit(column, value, side) for side, given in ((True, at_most), (False, at_least)) for column, value in given.items()]
     for limit in limits:
         if isinstance(limit.value, bool) or not isinstance(limit.value, (int, float, np.number)) or not math.isfinite(limit.value):
             raise ValueError(f"a limit must be a finite number; got {limit.value!r} for {limit.column!r}")
+        if limit.column in _FRACTIONS and abs(limit.value) >= 1:
+            raise ValueError(f"{limit.column!r} is a fraction: 0.01 is one point or one percent; got the limit {limit.value!r}")
     return tuple(limits)
 
 
@@ -163,6 +172,8 @@ def _check(table: Table, limits: tuple[Limit, ...]) -> None:
                 known = ", ".join(sorted(k for k, v in row.items() if v is not None))
                 raise ValueError(f"{name!r} has no number in column {column!r}; it has {known}. A model that was not measured has "
                                  "not passed: measure it, or leave it out")
+            if not value.low <= value.value <= value.high:
+                raise ValueError(f"an interval must hold its value, low <= value <= high; got {value!r} for {name!r} in {column!r}")
 
 
 def _cell(column: str, value: Estimate) -> str:
@@ -172,6 +183,8 @@ def _cell(column: str, value: Estimate) -> str:
 
 
 def _shown(column: str, value: float) -> str:
+    if math.isinf(value):
+        return f"{value}"
     if column in _FORMATS:
         return _FORMATS[column](int(value) if column == "bytes" else value)
     if column == "joules" and value > 0:

@@ -158,10 +158,12 @@ def columns_of(rows: list[Row], *, runtime: str = ONNX_RUNTIME, batch: int = 1, 
 
     The interval of seconds is that of the ratio to the first row; the first row's own is its A/A control. A modelled or declared
     energy is as wide as its constants are uncertain. Tiers do not mix: one table has one.
-    Raises: ValueError for no row or an unknown tier.
+    Raises: ValueError for no row, two rows of one name, or an unknown tier.
     """
     if not rows or tier not in (energy.MEASURED, energy.DECLARED, energy.MODELLED):
         raise ValueError(f"need at least one row and a known tier of energy; got {len(rows)} rows and {tier!r}")
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError(f"each row needs a name of its own; got {[row.name for row in rows]}")
     table = {}
     for row in rows:
         counted = {"bytes": row.file_bytes, "parameters": row.parameters, "macs": row.macs}

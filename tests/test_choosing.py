@@ -83,6 +83,15 @@ def test_it_shows_itself_with_marks_reasons_and_units():
     assert "&lt;a&gt;" in page and "<a>" not in page and "●" not in text.splitlines()[1]
 
 
+def test_what_is_endless_and_names_that_are_numbers_can_be_shown():
+    """A percentile of few requests has no upper end; a DataFrame without names counts its rows."""
+    choice = choosing.choose({"a": {"bytes": math.inf, "seconds": Estimate(2, 1, math.inf)}}, at_most={"bytes": 10, "seconds": 5})
+    assert choice.verdicts["a"] == {choice.limits[0]: NO, choice.limits[1]: UNDECIDED}
+    assert "inf ✗" in repr(choice) and "2 s [1 s, inf] ?" in repr(choice)
+    counted = choosing.choose(pd.DataFrame({"bytes": [1, 2]}), at_most={"bytes": 1})
+    assert counted.qualified == [0] and "<th>0</th>" in counted._repr_html_()
+
+
 @pytest.mark.parametrize("results, limits, message", [
     ({}, {"at_most": {"a": 1}}, "at least one model"), (TABLE, {}, "one limit"), (TABLE, {"at_most": {}}, "one limit"),
     (TABLE, {"at_most": {"joules": 1}}, "'dense' has no number in column 'joules'; it has accuracy, bytes, seconds"),
@@ -92,7 +101,14 @@ def test_it_shows_itself_with_marks_reasons_and_units():
     (TABLE, {"at_most": {"bytes": math.inf}}, "finite number"), (TABLE, {"at_most": {"bytes": "100 kB"}}, "finite number"),
     (TABLE, {"at_least": {"bytes": True}}, "finite number"), ({"a": 3}, {"at_most": {"a": 1}}, "dictionary of dictionaries"),
     ([1, 2], {"at_most": {"a": 1}}, "dictionary of dictionaries"),
-    (pd.DataFrame({"a": [1, 2]}, index=["x", "x"]), {"at_most": {"a": 1}}, "a name of its own")])
+    (pd.DataFrame({"a": [1, 2]}, index=["x", "x"]), {"at_most": {"a": 1}}, "each model needs a name of its own"),
+    (pd.DataFrame([[1, 2]], columns=["a", "a"]), {"at_most": {"a": 1}}, "each column needs a name of its own"),
+    ({"a": {"b": Estimate(5, 9, 1)}}, {"at_most": {"b": 4}}, "must hold its value.*'a' in 'b'"),
+    ({"a": {"b": Estimate(5, 1, 2)}}, {"at_most": {"b": 3}}, "must hold its value"),
+    ({"a": {"b": Estimate(0, 1, 2)}}, {"at_least": {"b": 0.5}}, "must hold its value"),
+    ({"a": {"lost": 0.5}}, {"at_most": {"lost": 1}}, "'lost' is a fraction: 0.01 is one point"),
+    ({"a": {"accuracy": 0.97}}, {"at_least": {"accuracy": 97}}, "'accuracy' is a fraction"),
+    (TABLE, {"at_most": ["bytes"]}, "limits are a dictionary")])
 def test_what_cannot_be_judged_is_refused_with_the_reason(results, limits, message):
     with pytest.raises(ValueError, match=message):
         choosing.choose(results, **limits)
@@ -143,3 +159,5 @@ def test_a_runtime_that_was_not_measured_is_a_gap_and_a_wrong_tier_an_error(rows
         report.columns_of(rows, tier="guessed")
     with pytest.raises(ValueError, match="at least one row"):
         report.choose([], at_most={"bytes": 1})
+    with pytest.raises(ValueError, match="each row needs a name of its own"):
+        report.choose([*rows, rows[1]], at_most={"bytes": 1})
