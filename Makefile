@@ -4,6 +4,7 @@ EXECUTE ?=
 NB ?=
 OPTIONS ?=
 NAME ?=
+PAPER ?= a4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ define build
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-extras sweep faults study lab execute constraints clean distclean
+.PHONY: help book test test-extras sweep faults study lab student teacher handouts execute constraints clean distclean
 
 help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
@@ -60,6 +61,16 @@ endif
 
 lab: $(STAMP) ## open the chapters in JupyterLab
 	@COURSE_CLAIMS=report $(BIN)/jupyter lab $(OPTIONS) book
+
+# --- a class, a workshop ---
+student: $(STAMP) ## write the notebooks to work in, without outputs and solutions: _build/student, student.zip
+	@$(BIN)/python tools/classroom.py student
+
+teacher: $(STAMP) ## write the notebooks with the solutions unfolded: _build/teacher, teacher.zip
+	@$(BIN)/python tools/classroom.py teacher
+
+handouts: $(STAMP) ## set two pages for each notebook and the poster: _build/handouts; PAPER=us-letter
+	@$(BIN)/python tools/handouts.py --paper $(PAPER) $(OPTIONS)
 
 # --- the checks ---
 # Every part runs, whatever the part before it said; one failure fails the target. The notebooks run

@@ -29,7 +29,7 @@ MEDIAN_LINES = 6
 # A tag that is misspelt does nothing, silently. `nbval-skip` is missing on purpose.
 TAGS = {"nbval-ignore-output", "nbval-check-output", "raises-exception", "nbval-raises-exception",
         "hide-input", "hide-output", "hide-cell", "remove-input", "remove-output", "remove-cell",
-        "imports", "checker", "answer", "solution"}
+        "imports", "checker", "answer", "solution", "question"}
 COLOUR = re.compile(r"\x1b\[[\d;]*m")        # a traceback is coloured, and a colour's last letter would touch a path
 MACHINE_PATH = re.compile(
     r"(?<![\w.-])/(?:home|root|tmp|work|Users|var|opt|private|mnt|usr/lib|usr/local)/\w[\w./-]*"
