@@ -5,10 +5,13 @@ NB ?=
 OPTIONS ?=
 NAME ?=
 PAPER ?= a4
+FOLDER ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
+# Unpacked from the archive of `make offline`: every package is here, and no other place is asked.
+WHEELS := $(if $(wildcard wheelhouse/MADE_FOR),--no-index --find-links wheelhouse)
 
 # What decides a notebook's numbers, fixed for every target that runs one (tools/sweep.py varies it).
 export OMP_NUM_THREADS ?= 1
@@ -24,7 +27,7 @@ define build
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-extras sweep faults study lab student teacher handouts execute constraints clean distclean
+.PHONY: help book test test-extras sweep faults study lab student teacher handouts mark offline walk execute constraints clean distclean
 
 help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
@@ -43,9 +46,10 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "environment: creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "environment: installing the packages in requirements.txt, some minutes (log: $(VENV)/install.log)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt \
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(WHEELS) -r requirements.txt \
 		>$(VENV)/install.log 2>&1 || { \
 		grep -v '^WARNING' $(VENV)/install.log | tail -n 15; \
+		$(if $(WHEELS),echo "environment: the packages in wheelhouse/ are for $$(cat wheelhouse/MADE_FOR)"; ) \
 		echo "environment: the installation failed; the whole log is $(VENV)/install.log"; exit 1; }
 	@touch $@
 
@@ -72,6 +76,13 @@ teacher: $(STAMP) ## write the notebooks with the solutions unfolded: _build/tea
 handouts: $(STAMP) ## set two pages for each notebook and the poster: _build/handouts; PAPER=us-letter
 	@$(BIN)/python tools/handouts.py --paper $(PAPER) $(OPTIONS)
 
+mark: $(STAMP) ## mark what was handed in with the course's checkers: FOLDER=handed_in, writes marks.csv
+	@if [ ! -d "$(FOLDER)" ]; then echo "make: name the folder with the notebooks: make mark FOLDER=handed_in"; exit 1; fi
+	@$(BIN)/python tools/mark.py "$(FOLDER)" $(OPTIONS)
+
+offline: $(STAMP) ## write one archive that installs and tests itself without a network (gigabytes)
+	@$(BIN)/python tools/offline.py $(OPTIONS)
+
 # --- the checks ---
 # Every part runs, whatever the part before it said; one failure fails the target. The notebooks run
 # one after the other, since some of them measure time.
@@ -91,6 +102,9 @@ test-extras: $(STAMP) ## install the optional extras, then run their tests and v
 		-e '.[cluster,energy-tools,serve-ray]' >$(VENV)/extras.log 2>&1 || { tail -n 20 $(VENV)/extras.log; exit 1; }
 	@$(BIN)/python -m pip uninstall -y amdsmi >>$(VENV)/extras.log 2>&1	# of zeus: without its card, Ray's import fails beside it
 	@export COURSE_CLAIMS=strict COURSE_EXTRAS=1; $(BIN)/python -m pytest -q -m extra tests book
+
+walk: $(STAMP) ## use the course in its three ways, from a clean clone, and stop where something fails (an hour and more)
+	@$(BIN)/python tools/walk.py $(OPTIONS)
 
 sweep: $(STAMP) ## verify every notebook under other seeds, threads, instructions and data
 	@$(BIN)/python tools/sweep.py $(OPTIONS)

@@ -12,8 +12,8 @@ import importlib
 __version__ = "0.1.0"
 __all__ = ["carbon", "checks", "choosing", "cost", "data", "declared", "deploy", "devices", "distillation",
            "early_exit", "edge", "energy", "files", "intervals", "joules", "language", "low_rank", "memory", "mobile",
-           "models", "plots", "predictors", "pruning", "quantization", "report", "results", "serving", "tables",
-           "timing", "training", "vision", "watch"]
+           "models", "plots", "predictors", "pruning", "quantization", "report", "results", "serving", "syllabus",
+           "tables", "timing", "training", "vision", "watch"]
 
 
 def __getattr__(name: str):

@@ -7,6 +7,7 @@ import math
 
 import pandas as pd
 import torch
+from course_lib import quantization
 from course_lib.intervals import Estimate
 
 
@@ -52,6 +53,21 @@ def smallest_batch(a, b, a8, b8):
 
 def slower_layers(f, i):
     return sorted((n for n in f if i[n] > f[n]), key=lambda n: f[n] - i[n])
+
+
+def kept(w, s, low=-2, high=1, offset=2, pack=quantization.pack):
+    """The packed codes, and what they decode to."""
+    q = (w / s).round().clamp(low, high).int()
+    return pack(q + offset, bits=2), q * s
+
+
+def highest_first(codes, bits):
+    return quantization.pack(torch.cat([codes, torch.zeros(-len(codes) % 4, dtype=torch.int32)]).reshape(-1, 4).flip(1).flatten(), bits)
+
+
+def article_test(before, after, reference, labels, whole=100):
+    first, second, best = ((guess == labels).double().mean().item() for guess in (before, after, reference))
+    return whole * (first - second), whole * (before != after).double().mean().item(), best - first <= 0.01
 
 
 RESULTS = {
@@ -163,6 +179,19 @@ EXERCISES = [
      [lambda a: a["float"] - a["trained"], lambda a: a["float"] - a["rounded"], lambda a: a["trained"] - a["float, longer"], 0.005]),
     ("03_quantization_training", "check_5", ["1 bit, learned step", "1 bit, " + "learned step"],
      ["2 bits, learned step", "1 bit, sign", "4 bits, rounded", "float32 (control)"]),
+    ("03_quantization_training", "check_6",
+     [kept, lambda w, s: ((packed := quantization.pack(torch.tensor([min(max(round(float(x) / s), -2), 1) + 2 for x in w]), bits=2)),
+                          quantization.unpack(packed, 2, len(w)).float() * s - 2 * s)],
+     [lambda w, s: kept(w, s, offset=0),                                    # a code below 0 cannot be packed
+      lambda w, s: kept(w, s, low=-1),                                      # three values instead of four
+      lambda w, s: (kept(w, s)[0], w),                                      # the float weights, not what the bytes say
+      lambda w, s: (kept(w, s)[0], quantization.unpack(kept(w, s)[0], 2, len(w)) * s),      # the 2 stays in
+      lambda w, s: (kept(w, s)[0], (quantization.unpack(kept(w, s)[0], 2, 4 * len(kept(w, s)[0])) - 2) * s),    # a weight for each place
+      lambda w, s: kept(w, s, pack=highest_first),                          # the first code on top
+      lambda w, s: kept(w, s, pack=lambda codes, bits: codes),              # a byte for each code
+      lambda w, s: (quantization.pack(((w / s).floor().clamp(-2, 1) + 2).int(), 2), (w / s).floor().clamp(-2, 1) * s),     # cut off
+      lambda w, s: kept(w, float(w.max() - w.min()) / 3),                   # a step from min and max, not the learned one
+      lambda w, s: kept(w.div_(s), 1.0), 0]),
     ("03_quantization_codebooks", "check_1", [0.8, 3.2 / 4], [0.95, 1.5, 0.75, 3.2, -0.45, -0.8, [0.8]]),
     ("03_quantization_codebooks", "check_2",
      [one_turn, lambda v, c: [sum(g) / len(g) if (g := [x for x in v if min(c, key=lambda d: abs(x - d)) == a]) else a for a in c]],
@@ -212,5 +241,16 @@ EXERCISES = [
      [lambda f, i: sorted((n for n in f if i[n] > f[n]), key=lambda n: -i[n] / f[n]),      # by the ratio
       lambda f, i: [n for n in f if i[n] > f[n]],                                   # in no order
       lambda f, i: sorted(f, key=lambda n: f[n] - i[n])]),                          # faster layers too
+    ("03_quantization_practice", "check_5",
+     [article_test, lambda b, a, r, y: (100 * (int((b == y).sum()) - int((a == y).sum())) / len(y), 100 * int((a != b).sum()) / len(y),
+                                        100 * int((r == y).sum()) - 100 * int((b == y).sum()) <= len(y))],
+     [lambda b, a, r, y: article_test(b, a, r, y, whole=1),                                 # fractions
+      lambda b, a, r, y: (-article_test(b, a, r, y)[0], *article_test(b, a, r, y)[1:]),     # a gain for a cost
+      lambda b, a, r, y: (article_test(b, a, r, y)[0], 100 * ((b == y) != (a == y)).double().mean().item(),
+                          article_test(b, a, r, y)[2]),                                     # from wrong to wrong is no change
+      lambda b, a, r, y: (*article_test(b, a, r, y)[:2], article_test(a, b, r, y)[2]),      # judges the int8 network
+      lambda b, a, r, y: (*article_test(b, a, r, y)[:2], abs(article_test(b, a, r, y)[0]) <= 1),    # worth it since int8 cost nothing
+      lambda b, a, r, y: (*article_test(b, a, r, y)[:2], article_test(r, a, b, y)[2]),      # reference and network exchanged
+      lambda b, a, r, y: article_test(b, a, r, y)[:2], True]),
     ("03_quantization_practice", "check_4", ["static", "sta" + "tic"], ["dynamic", "float32", "ruined"]),
 ]

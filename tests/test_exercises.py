@@ -424,4 +424,5 @@ def test_every_checker_of_the_book_is_tried_here():
 
 @pytest.mark.parametrize("name", sorted({case[0] for case in EXERCISES}))
 def test_every_answer_has_a_checker_and_a_solution(name):
-    assert len(cells(name, "answer")) == len(cells(name, "checker")) == len(cells(name, "solution"))
+    solved = [cell for cell in cells(name, "solution") if "check_" in cell]        # one may have a sequel
+    assert len(cells(name, "answer")) == len(cells(name, "checker")) == len(solved)

@@ -77,7 +77,7 @@ ALLOWED = {
     "carbon": {"energy"}, "joules": {"declared", "energy", "intervals", "timing"},
     "tables": set(), "choosing": {"intervals", "tables"},
     "report": {"choosing", "cost", "data", "deploy", "energy", "files", "intervals", "joules", "predictors", "tables", "timing", "training"},
-    "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(),
+    "plots": {"joules", "report"}, "predictors": {"intervals"}, "checks": set(), "syllabus": set(),
 }
 GROUND = ("vision", "intervals", "declared", "models", "data", "files", "training", "results", "language", "watch")
 TECHNIQUES = ("pruning", "quantization", "low_rank", "distillation", "early_exit")

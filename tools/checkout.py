@@ -21,9 +21,9 @@ def copy_checkout(target: Path, root: Path = ROOT) -> Path:
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
-    """The book's notebooks in reading order; the page of run times, which reads the others, is last."""
+    """The book's notebooks in reading order; the pages that read the others come last."""
     found = [p for p in (root / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    return sorted(found, key=lambda p: (p.stem == "run_times", p))
+    return sorted(found, key=lambda p: (p.stem in ("objectives", "run_times"), p))
 
 
 def needs_extra(notebook: Path) -> tuple[str, str] | None:

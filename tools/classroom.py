@@ -72,7 +72,8 @@ def write(version: str, target: Path, root: Path = ROOT) -> list[Path]:
         shutil.copy2(root / "tools" / f"for_{version}s.md", folder / "README.md")
         for path in notebooks(root):
             notebook = make(nbformat.read(path, as_version=4))
-            notebook.metadata.course.update(notebook=path.stem, version=version)    # known by it, whatever the file is called
+            known_by = {"notebook": path.stem, "version": version}          # whatever the file is called
+            notebook.metadata["course"] = {**notebook.metadata.get("course", {}), **known_by}
             text = nbformat.writes(notebook) + "\n"
             (folder / path.relative_to(root)).write_text(text, encoding="utf-8")
         archive = shutil.make_archive(str(folder), "zip", root_dir=scratch, base_dir=target.name)

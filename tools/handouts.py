@@ -73,7 +73,7 @@ def stored(notebook, name: str, pictures: Path) -> dict:
 
 def collect(folder: Path, root: Path = ROOT) -> None:
     """Write results.json and the pictures of all notebooks to `folder`."""
-    results = {path.stem: stored(nbformat.read(path, as_version=4), path.stem, folder) for path in notebooks(root)}
+    results = {path.stem: stored(nbformat.read(path, as_version=4), path.stem, folder) for path in notebooks(root) if path.stem[0].isdigit()}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 

@@ -1,0 +1,110 @@
+"""The three ways in which the course is used are walked, in short; the long walk is `make walk`. And the archive for a lab without internet."""
+import importlib
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("way", ["alone", "class", "workshop"])
+def test_the_way_can_be_walked(way):
+    result = subprocess.run([sys.executable, str(ROOT / "tools" / "walk.py"), way, "--quick"], cwd=ROOT, capture_output=True, text=True,
+                            encoding="utf-8")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("walk: nothing failed\n") and result.stdout.count(f"{way} ") >= 2
+
+
+@pytest.fixture
+def walk(tool, tmp_path, monkeypatch):
+    """A walk in a folder where nothing was copied."""
+    module = tool("walk")
+    monkeypatch.setattr(module, "copy_checkout", lambda target: target.mkdir())
+    return module.Walk("alone", tmp_path, quick=True)
+
+
+def test_a_walk_stops_at_the_first_thing_that_fails(walk, capsys):
+    assert walk.step("works", [sys.executable, "-c", "print(7)"]) == "7\n"
+    with pytest.raises(SystemExit, match=r"(?s)FAILED\nto the point.*stops at step 2"):
+        walk.step("fails", [sys.executable, "-c", "print('to the point'); raise SystemExit(3)"])
+    walk.expect("is so", True)
+    with pytest.raises(SystemExit, match="FAILED seven.*\n.*step 4"):
+        walk.expect("is not so", False, "seven")
+    assert capsys.readouterr().out.startswith("alone 1: works (0 s)\nalone 2: fails ")
+
+
+def test_a_solution_becomes_an_answer(tool, tmp_path):
+    def write(name, *cells):
+        made = [nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}) for tag, source in cells]
+        nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / name)
+        return tmp_path / name
+
+    student = write("s.ipynb", ("answer", "my_share = ..."), ("checker", "def check_1(a): ...\ncheck_1(my_share)"))
+    teacher = write("t.ipynb", ("solution", "half = 0.5\ncheck_1(round(half, 2))\nhalf"), ("solution", "print('a sequel')"))
+    tool("walk").answered(student, teacher, tmp_path / "out.ipynb")
+    assert [c.source for c in nbformat.read(tmp_path / "out.ipynb", 4).cells][0] == "half = 0.5\nmy_share = round(half, 2)\nhalf"
+
+
+# --- offline.py ---
+
+def fake_pip(monkeypatch, offline, *, works=True):
+    """Let `pip wheel` write one wheel, or fail; returns the list of what it was asked for."""
+    asked = []
+
+    def run(command, check):
+        asked.append((command, Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")))
+        folder = Path(command[command.index("--wheel-dir") + 1])
+        (folder / "torch-2.13.0.whl").write_bytes(b"wheel")
+        if not works:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(offline.subprocess, "run", run)
+    return asked
+
+
+def test_the_archive_holds_the_checkout_and_its_wheels(tool, tmp_path, monkeypatch, capsys):
+    offline = tool("offline")
+    asked = fake_pip(monkeypatch, offline)
+    assert offline.main(["--to", str(tmp_path / "a.tar"), "--extra-index-url", "https://a.example"]) == 0
+    (command, requirements), = asked
+    assert command[-2:] == ["--extra-index-url", "https://a.example"] and "torch==2.13.0" in requirements and "-e" not in requirements
+    assert {"pip", "setuptools>=77"} <= set(command)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        names = set(archive.getnames())
+        made_for = archive.extractfile("smaller-models/wheelhouse/MADE_FOR").read().decode()
+    assert {f"smaller-models/{n}" for n in ("Makefile", "requirements.txt", "book/glossary.md", "tests/test_walk.py", "wheelhouse/torch-2.13.0.whl")} <= names
+    assert not [n for n in names if "/.venv" in n or "/_build" in n]
+    assert made_for.startswith("Python 3.") and "1 packages" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_when_pip_fails_there_is_no_archive_and_the_last_one_stays(tool, tmp_path, monkeypatch, capsys):
+    offline = tool("offline")
+    fake_pip(monkeypatch, offline, works=False)
+    (tmp_path / "a.tar").write_text("the last one")
+    assert offline.main(["--to", str(tmp_path / "a.tar")]) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert (tmp_path / "a.tar").read_text() == "the last one" and [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_make_asks_no_other_place_where_there_is_a_wheelhouse(tmp_path, unpacked):
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    if unpacked:
+        (tmp_path / "wheelhouse").mkdir()
+        (tmp_path / "wheelhouse" / "MADE_FOR").write_text("Python 3.11, Linux x86_64\n")
+    said = subprocess.run(["make", "--dry-run", "book"], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert ("--no-index --find-links wheelhouse" in said) == unpacked == ("are for $(cat wheelhouse/MADE_FOR)" in said)
+    assert "-r requirements.txt" in said

@@ -1,0 +1,121 @@
+"""Mark what a class has handed in: run every notebook with the course's own checkers, and write a table.
+
+    python tools/mark.py FOLDER [--to marks.csv]
+
+Every .ipynb below FOLDER is taken; which chapter it is stands in its metadata, whatever the file is called. Its checker cells are
+replaced by the book's, then it is run from top to bottom in a fresh kernel, past errors. For each exercise the table says
+"correct", "wrong" (with the hint), "not attempted", or "not run" (with the reason). The notebooks themselves stay as they are.
+
+This runs other people's code: use an account or a container that may be lost. A student who means to cheat can (the code that
+is run may change anything in its own process), so the table is a help for marking, not a proof.
+"""
+import argparse
+import csv
+import io
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from checkout import ROOT, write_atomically
+from classroom import tags
+from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+from course_lib import syllabus
+
+BOOK = ROOT / "book"
+FIELDS = ("file", "chapter", "exercise", "objectives", "result", "message")
+CELL_TIMEOUT = 900      # seconds, as in tools/execute.py
+
+
+def with_own_checkers(notebook, chapter: syllabus.Chapter, book: Path = BOOK):
+    """Put the book's checkers in place of the student's, in place; returns the checkers' cells by name.
+
+    A checker that is missing is put at the end, so that its answer is judged all the same.
+    """
+    original = nbformat.read(book / f"{chapter.name}.ipynb", as_version=4)
+    sources = {e.checker: next(c.source for c in original.cells if "checker" in tags(c) and f"def {e.checker}(" in c.source)
+               for e in chapter.exercises}
+    cells = {}
+    for name, source in sources.items():
+        handed_in = [c for c in notebook.cells if c.cell_type == "code" and f"def {name}(" in c.source]
+        if not handed_in:
+            handed_in = [nbformat.v4.new_code_cell()]
+            notebook.cells += handed_in
+        cells[name] = handed_in[0]
+        # Whatever the notebook calls `check` by now, this is the course's.
+        cells[name].source = f"from course_lib.checks import WrongAnswer, check\n{source}"
+    return cells
+
+
+def verdict(cell) -> tuple[str, str]:
+    """What a checker's cell says: (result, message)."""
+    for output in cell.outputs:
+        if output.output_type == "error":
+            kind = "wrong" if output.ename == "WrongAnswer" else "not run"
+            return kind, output.evalue if kind == "wrong" else f"{output.ename}: {output.evalue}"
+    lines = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+    if lines[-1:] == ["correct"]:
+        return "correct", ""
+    return ("not attempted", "") if "not attempted yet" in lines else ("not run", "the checker said nothing")
+
+
+def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
+    """One row for each exercise of the notebook, or a single row that says why it can't be marked."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        chapter = known[notebook.metadata.get("course", {}).get("notebook")]
+    except Exception as error:                          # damaged in any way, or of another course
+        reason = "not a notebook of this course" if isinstance(error, KeyError) else f"cannot be read: {type(error).__name__}"
+        return [dict(zip(FIELDS, ("", "", "", "", "not run", reason)))]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None       # what was handed in as an output counts for nothing
+    checkers, stopped = with_own_checkers(notebook, chapter), ""
+    with tempfile.TemporaryDirectory() as folder:       # what it writes is gone afterwards
+        shutil.copytree(BOOK / "data", Path(folder, "data"))
+        client = NotebookClient(notebook, kernel_name="python3", timeout=CELL_TIMEOUT, allow_errors=True,
+                                resources={"metadata": {"path": folder}})
+        try:
+            with open(os.devnull, "w") as nowhere:
+                client.execute(stderr=nowhere)
+        except (CellTimeoutError, DeadKernelError) as error:
+            stopped = f"the notebook came to no end: {type(error).__name__}"
+    rows = []
+    for exercise in chapter.exercises:
+        cell = checkers[exercise.checker]
+        result, message = ("not run", stopped) if stopped and not cell.outputs else verdict(cell)
+        rows.append(dict(zip(FIELDS, ("", chapter.name, exercise.number, " ".join(map(str, exercise.objectives)), result, message))))
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Mark the notebooks that a class has handed in.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--to", type=Path, default=Path("marks.csv"), help="the table, as CSV; default: marks.csv")
+    options = parser.parse_args(arguments)
+    paths = sorted(p for p in options.folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    if not paths:
+        parser.error(f"no notebook below {options.folder}")
+    os.environ.update(OMP_NUM_THREADS="1", COURSE_CLAIMS="report")
+    known, rows = {chapter.name: chapter for chapter in syllabus.chapters(BOOK)}, []
+    for number, path in enumerate(paths, start=1):
+        name = path.relative_to(options.folder).as_posix()
+        print(f"[{number}/{len(paths)}] {name}", flush=True)
+        new = [{**row, "file": name} for row in mark(path, known)]
+        rows += new
+        print("  " + ", ".join(f"{r['exercise']}: {r['result']}" if r["exercise"] else r["message"] for r in new), flush=True)
+        text = io.StringIO()
+        table = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(options.to, text.getvalue())       # what is marked is kept, whatever comes
+    print(f"marks: {options.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
