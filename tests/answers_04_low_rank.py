@@ -1,4 +1,6 @@
 """Right and planted wrong answers to the exercises of "Low rank: one matrix as two", for test_exercises.py."""
+import math
+
 import torch
 from torch import nn
 
@@ -31,6 +33,19 @@ def swapped(layer, rank):
     made = pair(layer, rank)
     made[0].weight, made[1].weight = nn.Parameter(vt[-rank:] * 1.0), nn.Parameter(u[:, -rank:] * values[-rank:])     # the smallest
     return made
+
+
+def cut(matrix, rank):
+    u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] @ torch.diag(values[:rank]) @ vt[:rank]
+
+
+def output_error(w, x, r):
+    return float((x @ cut(w, r).T - x @ w.T).norm() / (x @ w.T).norm())
+
+
+def fast_rank(n, batch, call, per_mac):
+    return max((r for r in range(n) if r == 0 or 2 * call + 2 * n * r * batch * per_mac < call + n * n * batch * per_mac))
 
 
 RESULTS = {"04_low_rank": {
@@ -76,4 +91,21 @@ EXERCISES = [
       lambda left, a, c, b: left @ a + c + b, 0.0]),
     ("04_low_rank", "check_5", ["rank 16", "".join(["rank", " 16"])],
      ["rank 32", "dense", "rank 8", "784-16-10", "784-31-10", 0.956]),
+    ("04_low_rank", "check_6",
+     [output_error, lambda w, x, r: float((x @ (w - cut(w, r)).T).norm() / (x @ w.T).norm())],
+     [lambda w, x, r: float((w - cut(w, r)).norm() / w.norm()),                 # of the weights
+      lambda w, x, r: float((x @ w.T - cut(x @ w.T, r)).norm() / (x @ w.T).norm()),     # the outputs themselves cut
+      lambda w, x, r: output_error(w, x, r) ** 2,                               # the root is forgotten
+      lambda w, x, r: output_error(w, x, r) * float((x @ w.T).norm()),          # not relative
+      lambda w, x, r: output_error(w, x, r - 1) if r > 1 else 1.0,              # one term too few
+      lambda w, x, r: 100 * output_error(w, x, r), 0.447]),
+    ("04_low_rank", "check_7",
+     [fast_rank, lambda n, b, c, t: max(0, math.ceil(n / 2 - c / (2 * n * b * t)) - 1)],
+     [lambda n, b, c, t: fast_rank(n, b, 0, t),                     # break-even of the weights
+      lambda n, b, c, t: fast_rank(n, b, 2 * c, t),                 # a third call
+      lambda n, b, c, t: fast_rank(n, 1, c, t),                     # the batch is forgotten
+      lambda n, b, c, t: max(0, math.floor(n / 2 - c / (2 * n * b * t))),       # "as much" counts, too
+      lambda n, b, c, t: n / 2 - c / (2 * n * b * t),               # not whole, and below 0
+      lambda n, b, c, t: fast_rank(n, b, b * c, t),                 # a call for each input
+      lambda n, b, c, t: fast_rank(n, b, c, t) + 1, 112]),
 ]

@@ -29,6 +29,16 @@ CANDIDATES = pd.DataFrame({
 }, index=["file", "memory", "validation"]).T
 RIGHT = choose(CANDIDATES)
 
+
+def budgets(sheet, kilo=1024, room=max, firmware=1):
+    return kilo * (sheet["flash_KB"] - firmware * sheet["firmware_KB"]), kilo * room(sheet["RAM_KB"]), 3.6 * sheet["mAh"] * sheet["V"]
+
+
+def budgets_in_place(sheet):
+    sheet["RAM_KB"].sort()
+    return budgets(sheet, room=lambda pieces: pieces[-1])
+
+
 RESULTS = {"06_budgets": {"candidates": CANDIDATES}}
 
 EXERCISES = [
@@ -58,4 +68,13 @@ EXERCISES = [
       choose(CANDIDATES, keep=lambda c: c.file <= 100_000), choose(CANDIDATES, keep=lambda c: c.memory <= 16_000),
       choose(CANDIDATES, by=("file", "memory"), ascending=(True, True)),             # the smallest
       choose(CANDIDATES, ascending=(False, False)), "student", list(RIGHT)]),
+    ("06_budgets", "check_5", [budgets, lambda sheet: (*(float(b) for b in budgets(sheet)[:2]), sheet["mAh"] / 1000 * 3600 * sheet["V"])],
+     [lambda sheet: budgets(sheet, kilo=1000), lambda sheet: budgets(sheet, kilo=1),
+      lambda sheet: budgets(sheet, room=sum),                                        # as if the pieces were one
+      lambda sheet: budgets(sheet, room=min), lambda sheet: budgets(sheet, room=lambda pieces: pieces[0]),
+      lambda sheet: budgets(sheet, firmware=0),
+      lambda sheet: (*budgets(sheet)[:2], sheet["mAh"] * sheet["V"]),                # milliwatt-hours
+      lambda sheet: (*budgets(sheet)[:2], 3600 * sheet["mAh"] * sheet["V"]),
+      lambda sheet: (*budgets(sheet)[:2], 3.6 * sheet["mAh"]),                       # charge, not energy
+      lambda sheet: list(budgets(sheet)), lambda sheet: budgets(sheet)[::-1], budgets_in_place, (401_408, 65_536, 4662.0)]),
 ]

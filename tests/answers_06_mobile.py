@@ -25,6 +25,17 @@ def gains(dense, small, floor):
     return dense / small, (dense - floor) / (small - floor) if small > floor else None
 
 
+def files(calls, decided=("network", "images", "size", "kernels")):
+    return len({tuple(call[key] for key in decided) for call in calls})
+
+
+def files_in_place(calls):
+    found = files(calls)
+    for call in calls:
+        call.pop("label", None)
+    return found
+
+
 RESULTS = {"06_mobile": {
     "choices": pd.DataFrame({
         "dense, float": {"bytes": 143_528, "accuracy": 0.970, "time": 1.16},
@@ -52,4 +63,11 @@ EXERCISES = [
       lambda dense, small, floor: list(gains(dense, small, floor)), 3.75]),
     ("06_mobile", "check_4", ["student, float", ", ".join(["student", "float"])],
      ["student, int8", "dense, int8", "huge", "dense, float", 0.30]),
+    ("06_mobile", "check_5", [files, lambda calls: len({(c["kernels"], c["size"], c["images"], c["network"]) for c in calls})],
+     [len,                                                                          # one for each call
+      lambda calls: len({str(sorted(c.items())) for c in calls}),                   # whatever differs
+      lambda calls: files(calls, ("network",)), lambda calls: files(calls, ("network", "images", "size")),
+      lambda calls: files(calls, ("network", "size", "kernels")), lambda calls: files(calls, ("network", "images", "kernels")),
+      lambda calls: files(calls, ("network", "images", "size", "kernels", "threads")),
+      lambda calls: max(1, files(calls)), lambda calls: {c["network"] for c in calls}, files_in_place, 2]),
 ]

@@ -13,11 +13,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
-from course_lib import models
+from course_lib import intervals, models
 from course_lib.checks import WrongAnswer
-from course_lib.intervals import Estimate
+from course_lib.intervals import Estimate, mean_over_runs
 from course_lib.predictors import spearman
+from torch.nn import functional as F
 
 BOOK = Path(__file__).parent.parent / "book"
 
@@ -51,7 +53,9 @@ RESULTS = {
                            "size": {"CNN 32-64": 140_000, "half removed": 52_000, "3/4 removed": 21_700,
                                     "CNN 8-16 from scratch": 21_600, "ruined": 900}},
     "02_pruning_patterns": {"scores": {"dense": 0.956, "ticket": 0.952, "new weights": 0.92, "other zeros": 0.888,
-                                       "trained weights": 0.948}},
+                                       "trained weights": 0.948},
+                            "ratios": [Estimate(1.03, 1.01, 1.05), Estimate(1.02, 0.94, 1.04)],
+                            "intervals": intervals, "with_ticket": {5: 0.95, 6: 0.96, 7: 0.94, 8: 0.955}, "with_new": {5: 0.93, 6: 0.935, 7: 0.925, 8: 0.93}},
     "05_real_joules": {
         "arm": pd.DataFrame(
             [("RPi 4", 0.30, 75.0), ("RPi 4", 0.20, 70.0), ("RPi 4", 0.10, 69.9), ("RK3588S", 0.05, 75.0)],
@@ -100,6 +104,31 @@ def one_left_out(a, b):
     return min(found), max(found)
 
 
+def four_ways(rows, columns, bits, rank, *, pruned=0.1, factor=32, thin=None, small=0.25):
+    """The bits that each of the four ways to make a matrix smaller leaves."""
+    n = rows * columns
+    return {"pruning": 32 * n * pruned, "quantization": bits * n * factor / 32,
+            "low-rank factorisation": 32 * (rank * (rows + columns) if thin is None else thin), "distillation": 32 * n * small}
+
+
+def rms(x):
+    return x.square().mean(0).sqrt()
+
+
+def change(weight, x, k, scores):
+    """Mean square change of a layer's outputs without the k weights of the lowest scores."""
+    return float((x @ torch.where(lowest_go(scores, k / scores.numel()), 0, weight).T).square().mean())
+
+
+def verdict(e):
+    return "better" if e.low > 0 else "worse" if e.high < 0 else "undecided"
+
+
+def unpaired(first, second):
+    a, b = (mean_over_runs(list(part.values())) for part in (first, second))
+    return "better" if a.low > b.high else "worse" if a.high < b.low else "undecided"
+
+
 # notebook, checker, right answers (at least two), wrong answers (at least three)
 EXERCISES = [
     ("01_one_ruler", "check_1",
@@ -124,6 +153,18 @@ EXERCISES = [
       lambda low, high, first, second: (high * second, low * second, second / first),
       lambda low, high, first, second: (low * second, high * second, (low * second) / (high * first)),    # power does not cancel
       lambda low, high, first, second: (second / low, second / high, second / first), (1.0, 2.0, 3.0)]),
+    ("01_one_ruler", "check_6",
+     [four_ways, lambda r, c, b, k: dict(reversed([*{**four_ways(r, c, b, k), "distillation": 8 * r * c}.items()]))],
+     [lambda r, c, b, k: {**four_ways(r, c, b, k), "pruning": 28.8 * r * c},            # what goes
+      lambda r, c, b, k: four_ways(r, c, b, k, factor=4),                               # bytes
+      lambda r, c, b, k: four_ways(r, c, b, k, thin=k * r * c),
+      lambda r, c, b, k: four_ways(r, c, b, k, thin=k * k + r + c),
+      lambda r, c, b, k: four_ways(r, c, b, k, thin=2 * k * r),                         # as if it were square
+      lambda r, c, b, k: four_ways(r, c, b, k, small=0.5),                              # one side only
+      lambda r, c, b, k: {name.title(): n for name, n in four_ways(r, c, b, k).items()},
+      lambda r, c, b, k: dict(zip(four_ways(r, c, b, k), [*four_ways(r, c, b, k).values()][::-1])),     # the names mixed up
+      lambda r, c, b, k: {name: n for name, n in four_ways(r, c, b, k).items() if name != "distillation"},
+      lambda r, c, b, k: [*four_ways(r, c, b, k).values()], lambda r, c, b, k: four_ways(300, 780, 8, 20)]),
     ("02_pruning_threshold", "check_1", [0.5, 1 / 2, 1 - 4 / 8], [50, 0.25, 2, 1, "0.5", True]),
     ("02_pruning_threshold", "check_2",
      [lambda w, q: w.abs() >= q * w.std(), lambda w, q: ~(w.abs() < w.std() * q), lambda w, q: (w**2).sqrt() >= q * w.std()],
@@ -163,6 +204,21 @@ EXERCISES = [
       lambda s, a: lowest_go(s, a).float(), lambda s, a: lowest_go(s, a).flatten(),
       lambda s, a: lowest_go(s.zero_(), a)]),
     ("02_pruning_how_much", "check_4", ["global", "".join(["glo", "bal"])], ["from the scan", "equal in each layer", 0.96, "Global"]),
+    ("02_pruning_how_much", "check_5",
+     [lambda w, x, k: (change(w, x, k, w.abs()), change(w, x, k, w.abs() * rms(x))),
+      lambda w, x, k: tuple(float((F.linear(x, w) - F.linear(x, w * lowest_go(s, k / w.numel()))).pow(2).mean())
+                            for s in (w**2, w**2 * (x**2).sum(0)))],
+     [lambda w, x, k: (change(w, x, k, w.abs() * rms(x)), change(w, x, k, w.abs())),    # the other way round
+      lambda w, x, k: (change(w, x, k, w), change(w, x, k, w * rms(x))),                # magnitude forgotten
+      lambda w, x, k: (change(w, x, k, w.abs()), change(w, x, k, w.abs() * x.square().mean().sqrt())),  # one rms for all inputs
+      lambda w, x, k: (change(w, x, k, w.abs()), change(w, x, k, rms(x).expand_as(w) + w.abs() * 0)),     # the weight forgotten
+      lambda w, x, k: (change(w, x, k, -w.abs()), change(w, x, k, -w.abs() * rms(x))),  # the highest go
+      lambda w, x, k: (change(w, x, k, w.abs()), change(w, x, k + 1, w.abs() * rms(x))),        # not the same number
+      lambda w, x, k: (change(w, x, k, w.abs()) ** 0.5, change(w, x, k, w.abs() * rms(x)) ** 0.5),
+      lambda w, x, k: tuple(float(s.flatten().sort().values[:k].square().sum()) for s in (w.abs(), w.abs() * rms(x))),  # scores, not outputs
+      lambda w, x, k: tuple(float((w * ~lowest_go(s, k / w.numel())).square().mean()) for s in (w.abs(), w.abs() * rms(x))),
+      lambda w, x, k: [change(w, x, k, w.abs()), change(w, x, k, w.abs() * rms(x))],
+      lambda w, x, k: (change(w, x, k, w.abs_()), change(w, x, k, w * rms(x))), (0.1, 0.01)]),
     ("02_pruning_removal", "check_1", [31 / 32, 0.96875, 1 - 1 / 32], [0.5, 1 / 32, 96.875, 0.875, 0.984375]),
     ("02_pruning_removal", "check_2",
      [lambda s, c, v, x: [sum(v[i] * x[c[i]] for i in range(s[r], s[r + 1])) for r in range(len(s) - 1)],
@@ -214,6 +270,28 @@ EXERCISES = [
       lambda first, last: first.sign() * first.std() * (last == 0), lambda first, last: first.sign_() * 0.4 * (last != 0)]),
     ("02_pruning_patterns", "check_5", ["ticket", "".join(["tick", "et"])],
      ["other zeros", "dense", "trained weights", "new weights", 0.952]),
+    ("02_pruning_patterns", "check_6",
+     [lambda low, high, c: "shown" if high <= c else "refuted" if low > c else "undecided",
+      lambda low, high, c: {(True, True): "shown", (False, False): "refuted"}.get((low <= c, high <= c), "undecided")],
+     [lambda low, high, c: "shown" if high < 1 else "refuted" if low > 1 else "undecided",      # faster at all, but not as claimed
+      lambda low, high, c: "shown" if (low + high) / 2 <= c else "refuted",                     # the point alone
+      lambda low, high, c: "shown" if low <= c else "refuted",                                  # the best case is enough
+      lambda low, high, c: "shown" if high < c else "refuted" if low > c else "undecided",      # a tie agrees
+      lambda low, high, c: "shown" if high <= c else "refuted" if low >= c else "undecided",
+      lambda low, high, c: "shown" if low >= 1 / c else "refuted" if high < 1 / c else "undecided",     # dense over pattern
+      lambda low, high, c: "refuted" if high <= c else "shown" if low > c else "undecided",
+      lambda low, high, c: "shown" if high <= 0.5 else "refuted" if low > 0.5 else "undecided", "refuted"]),
+    ("02_pruning_patterns", "check_7",
+     [lambda a, b: verdict(mean_over_runs([a[s] - b[s] for s in a if s in b])),
+      lambda a, b: (lambda t: "undecided" if t.pvalue > 0.05 else "better" if t.statistic > 0 else "worse")(
+          scipy.stats.ttest_rel(*zip(*((a[s], b[s]) for s in {*a} & {*b}))))],
+     [unpaired,                                                     # two intervals side by side
+      lambda a, b: verdict(mean_over_runs([x - y for x, y in zip(a.values(), b.values())])),    # in the order they stand in
+      lambda a, b: verdict(mean_over_runs([b[s] - a[s] for s in a if s in b])),
+      lambda a, b: verdict(mean_over_runs([a.get(s, 0) - b.get(s, 0) for s in {*a} | {*b}])),   # a seed of one side only
+      lambda a, b: "better" if sum(a[s] - b[s] for s in a if s in b) > 0 else "worse",          # the mean alone
+      lambda a, b: "better" if sum(a[s] > b[s] for s in a if s in b) > len(a) / 2 else "worse",     # seeds won
+      lambda a, b: "better" if max(a.values()) > max(b.values()) else "worse", "better"]),
     ("05_energy", "check_1",
      [lambda a, b, low, high: (low * a / (high * b), high * a / (low * b)), lambda a, b, low, high: (a / b * low / high, a / b / (low / high))],
      [lambda a, b, low, high: (a / b, a / b),                       # equal power supposed

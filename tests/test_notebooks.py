@@ -163,6 +163,8 @@ def _headings(prose):
 
 def _markdown(prose):
     for n, text in prose:
+        if not text.strip():
+            yield f"cell {n}: an empty Markdown cell"
         for what, pattern in MYST.items():
             # A directive is itself a fenced block; the rest may stand in code as an example.
             if found := pattern.search(text if what == "a directive" else _without_code(text)):
@@ -330,6 +332,7 @@ DEFECTS = [
     ("cell 9: heading level jumps from 2 to 4 at 'Far'", _add_prose("#### Far")),
     ("cell 1: heading level jumps from 0 to 2", _set(0, "source", "## No title")),
     ("cell 9: a second title, 'Again'", _add_prose("# Again")),
+    ("cell 9: an empty Markdown cell", _add_prose("\n")),
     ("there is no title", lambda nb: [c.update(source="text") for c in nb["cells"] if c["cell_type"] == "markdown"]),
     ("cell 9: MyST syntax (a directive): '```{note}'", _add_prose("```{note}\nHear.\n```")),
     ("cell 9: MyST syntax (a directive): '````{exercise} one'", _add_prose("````{exercise} one\nDo.\n````")),
