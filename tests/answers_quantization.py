@@ -97,6 +97,11 @@ RESULTS = {
         index=["float32", "dynamic", "static", "ruined"])},
 }
 
+
+def mean_bias(weight, rounded, x, rounded_x, bias):
+    return bias + torch.stack([(x @ w - rounded_x @ r).mean() for w, r in zip(weight, rounded)])
+
+
 EXERCISES = [
     ("03_quantization_rounding", "check_1", [1 / 12, torch.tensor(1 / 12), 2 * 0.5**3 / 3],
      [1 / 3, 1 / 4, 1 / 24, 12**-0.5, 0, "1 / 12"]),
@@ -209,6 +214,14 @@ EXERCISES = [
       lambda codes, g, k: summed(codes, g.abs(), k), lambda codes, g, k: g, lambda codes, g, k: summed(codes, g, k).tolist()]),
     ("03_quantization_codebooks", "check_4", ["codebook, 2 bits, trained", "codebook, 2 bits" + ", trained"],
      ["GPTQ, 2 bits", "signs", "float32", "ternary", "codebook, 4 bits", 0.94]),
+    ("03_quantization_codebooks", "check_5",
+     [mean_bias, lambda w, r, x, rx, b: b + x.mean(0) @ w.T - rx.mean(0) @ r.T],
+     [lambda w, r, x, rx, b: mean_bias(w, r, x, x, b),                      # the inputs were rounded, too
+      lambda w, r, x, rx, b: 2 * b - mean_bias(w, r, x, rx, b),             # the other way round
+      lambda w, r, x, rx, b: mean_bias(w, r, x, rx, b) - b,                 # what is missing, not the bias
+      lambda w, r, x, rx, b: b + (x @ w.T - rx @ r.T).sum(0),               # not a mean
+      lambda w, r, x, rx, b: b + (x @ w.T - rx @ r.T).mean(),               # one for all outputs
+      lambda w, r, x, rx, b: b.add_((x @ w.T - rx @ r.T).mean(0)), lambda w, r, x, rx, b: b]),
     ("03_quantization_language", "check_1",
      [0.21634, (2 - 0.75 * math.log2(3)) / 3.75],
      [(2 - 0.75 * math.log2(3)) / 2.75,                             # the end left out

@@ -176,6 +176,10 @@ WAYS = {        # off by one: in a large number, by a tenth of it (a checker may
 }
 
 
+# Checkers that make the arguments anew for each call, so that nobody is harmed if they are changed.
+OWN_ARGUMENTS = {("06_cloud", "check_6")}
+
+
 def refused(check, answer) -> bool:
     try:
         check(answer)
@@ -217,7 +221,7 @@ def test_a_right_answer_made_wrong_by_rule_is_caught(name, function, right, wron
         check(recorded)
         spoilt = {way: lambda *a, change=change: change(answer(*a)) for way, change in WAYS.items()}
         spoilt["hard-coded to the first example"] = lambda *a: copy.deepcopy(seen[0])
-        if any(can_spoil):
+        if any(can_spoil) and (name, function) not in OWN_ARGUMENTS:
             spoilt["argument mutated"] = lambda *a: (copy.deepcopy(answer(*copy.deepcopy(a))), spoil(a))[0]
     missed = [way for way, one in spoilt.items() if not refused(check, one)]
     assert len(spoilt) >= 6 and missed == []
@@ -230,7 +234,8 @@ def test_right_answers_of_several_kinds_pass(name, function, right, wrong, capsy
     capsys.readouterr()
     value = right[0]
     if callable(value):
-        bodies = {(f.__code__.co_code, f.__code__.co_consts, f.__code__.co_names) for f in right if hasattr(f, "__code__")}
+        bodies = {(f.__code__.co_code, str(f.__code__.co_consts), f.__code__.co_names, str([c.cell_contents for c in f.__closure__ or ()]))
+                  if hasattr(f, "__code__") else f for f in right}
         assert len(bodies) >= 2, "two functions that are the same"
     elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         for other in (np.float64(value), torch.tensor(float(value), dtype=torch.float64), float(value) * (1 + 1e-9)):

@@ -1,7 +1,7 @@
 """Frames on a clock: each must be answered by its deadline, and a camera does not wait.
 
 While the model works on a frame, the next ones arrive. A buffer keeps the newest only; an older one that was never begun
-is dropped. So the model is never behind by more than a frame, and what it cannot do is lost. Book: chapter 6, "The clock".
+is dropped. So what the model begins is never older than a period, and what it cannot do is lost. Book: chapter 6, "The clock".
 """
 import contextlib
 import dataclasses
