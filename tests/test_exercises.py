@@ -87,6 +87,13 @@ def in_place(weight, q):
     return weight.abs_() >= q * weight.std()
 
 
+def fast_sparsity(dense, sparse, row, columns):
+    """The sparsity above which a row of CSR takes less time; None if it never does."""
+    if dense * columns <= row:
+        return None
+    return max(0.0, 1 - (dense * columns - row) / (sparse * columns))
+
+
 def lowest_go(scores, amount):
     mask = torch.ones(scores.numel(), dtype=torch.bool)
     mask[scores.flatten().argsort()[:round(amount * scores.numel())]] = False
@@ -239,6 +246,15 @@ EXERCISES = [
       lambda keep, h: [keep.pop(0) * 0 for _ in range(len(keep))]]),
     ("02_pruning_removal", "check_4", [lambda a: (1 - a) ** 2, lambda a: 1 - 2 * a + a * a],
      [lambda a: 1 - a, lambda a: a**2, lambda a: 1 - a**2, lambda a: 100 * (1 - a) ** 2, lambda a: (1 - a) ** 3, 0.25]),
+    ("02_pruning_removal", "check_6",
+     [fast_sparsity, lambda a, b, c, n: None if a * n <= c else max(0.0, (b * n - a * n + c) / (b * n))],
+     [lambda a, b, c, n: max(0.0, 1 - a / b),                               # the rows are free
+      lambda a, b, c, n: 1 - (a - c / n) / b if a > c / n else None,        # below 0
+      lambda a, b, c, n: max(0.0, 1 - (a - c / n) / b),                     # never, called 1
+      lambda a, b, c, n: max(0.0, 1 - (a - c) / b) if a > c else None,      # one weight's price for a row
+      lambda a, b, c, n: max(0.0, 1 - (a - c / n) / b) if a >= c / n else None,     # an empty row as fast is not faster
+      lambda a, b, c, n: max(0.0, (a - c / n) / b) if a > c / n else None,  # what is left
+      lambda a, b, c, n: 100 * (fast_sparsity(a, b, c, n) or 0.0), 0.90625]),
     ("02_pruning_removal", "check_5", ["CNN 8-16 from scratch", "CNN 8-16" + " from scratch"],
      ["CNN 32-64", "ruined", "half removed", "3/4 removed", 21_600]),
     ("02_pruning_patterns", "check_1",
