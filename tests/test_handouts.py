@@ -78,7 +78,7 @@ def test_no_result_is_typed(name):
     for section in ("measured", "in-short"):
         typed = re.findall(r"\d+\.\d+|\d+(?= ?%)(?! ?% intervals?)|\d+(?= times)", part(source, section))
         assert typed == [], f"{section}: {typed}"
-    assert "#found(" in source or "#stored-table(" in source
+    assert "found(" in source or "stored-table(" in source
     assert all(f"#{word}[" in source for word in ("idea", "exercise", "answer")) and "#picture(" in source and "#formula(" in source
 
 
