@@ -38,6 +38,18 @@ def gain_to_best(table):
     return max(s["accuracy"] for s in table if s["taught"]) - max(s["accuracy"] for s in table if not s["taught"])
 
 
+def write_down(teacher, copies, *, evaluate=True, back=True, gradients=False, flat=False):
+    """What the teacher says of every copy; with mistakes for those who ask for them."""
+    was = teacher.training
+    if evaluate:
+        teacher.eval()
+    with torch.set_grad_enabled(gradients):
+        logits = teacher(copies.flatten(0, 1)).unflatten(0, copies.shape[:2]) if flat else torch.stack([teacher(x) for x in copies])
+    if back:
+        teacher.train(was)
+    return logits
+
+
 RESULTS = {"04_distillation": {
     "runs": [{"size": size, "augmented": augmented, "epochs": epochs, "taught": taught, "accuracy": accuracy}
              for size, augmented, epochs, taught, accuracy in (
@@ -74,4 +86,12 @@ EXERCISES = [
       lambda table: gain(table) or 0.0, 0.01]),
     ("04_distillation", "check_5", ["labels", "".join(["lab", "els"])],
      ["taught", "labels, 3 times longer", "labels, fine-tuned", 0.952]),
+    ("04_distillation", "check_6", [write_down, lambda teacher, copies: write_down(teacher, copies, flat=True)],
+     [lambda teacher, copies: write_down(teacher, copies, evaluate=False),                  # in training mode, where that is its mode
+      lambda teacher, copies: write_down(teacher, copies, back=False),                      # left in evaluation mode
+      lambda teacher, copies: write_down(teacher, copies).flatten(0, 1),                    # which copy an answer is of is lost
+      lambda teacher, copies: write_down(teacher, copies, gradients=True),
+      lambda teacher, copies: write_down(teacher, copies).softmax(-1),                      # not the logits
+      lambda teacher, copies: write_down(teacher, copies[:1]).expand(len(copies), -1, -1),  # one copy judged for all
+      lambda teacher, copies: write_down(teacher, copies).mean(0), lambda teacher, copies: write_down(teacher, copies).transpose(0, 1), "logits"]),
 ]

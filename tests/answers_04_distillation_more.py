@@ -3,7 +3,11 @@
 RESULTS: by notebook, what the reader's notebook would hold by then. EXERCISES: notebook, checker, right answers (at
 least two), wrong answers (at least three).
 """
+import math
+import statistics
+
 import torch
+from course_lib import intervals
 from torch.nn import functional as F
 
 NOTEBOOK = "04_distillation_more"
@@ -26,6 +30,28 @@ def by_distance(maps):
 def gradients(f, w, t, scale=lambda error: 2 / error.numel()):
     error = f @ w.T - t
     return scale(error) * error.T @ f, scale(error) * error @ w
+
+
+def verdicts(runs, *, paired=True, budget=True, interval=True):
+    """A word for each way against "logits"; with mistakes for those who ask for them."""
+    steps, base = runs["logits"]
+    words = {}
+    for name in [name for name in runs if name != "logits"]:
+        its_steps, its = runs[name]
+        if paired:
+            e = intervals.mean_over_runs([a - b for a, b in zip(its, base)])
+            low, high = (e.low, e.high) if interval else (e.value, e.value)
+        else:
+            one, two = intervals.mean_over_runs(its), intervals.mean_over_runs(base)
+            low, high = one.low - two.high, one.high - two.low
+        words[name] = "better" if low > 0 else "worse" if high < 0 else "undecided"
+        if budget and its_steps != steps:
+            words[name] = "not comparable"
+    return words
+
+
+def one_more(published, ours, t, *, one=1, spread=statistics.stdev):
+    return abs(published - statistics.mean(ours)) <= t * spread(ours) * math.sqrt(one + 1 / len(ours))
 
 
 RESULTS = {NOTEBOOK: {
@@ -61,4 +87,18 @@ EXERCISES = [
       lambda f, w, t: gradients(f, w, t)[0]]),
     (NOTEBOOK, "check_4", ["pruned: its dense self", "pruned: " + "its dense self"],
      ["pruned: all labels", "pruned: 100 labels", "2 bits: its dense self", "dense", 0.925]),
+    (NOTEBOOK, "check_5",
+     [verdicts, lambda runs: {name: verdicts({"logits": runs["logits"], name: run})[name] for name, run in runs.items() if name != "logits"}],
+     [lambda runs: verdicts(runs, paired=False),                            # two means, each with its own interval
+      lambda runs: verdicts(runs, budget=False),                            # whatever the steps
+      lambda runs: verdicts(runs, interval=False),                          # the mean alone
+      lambda runs: {n: {"better": "worse", "worse": "better"}.get(v, v) for n, v in verdicts(runs).items()},    # the wrong way round
+      lambda runs: verdicts(runs) | {"logits": "undecided"}, lambda runs: list(verdicts(runs).values()), "better"]),
+    (NOTEBOOK, "check_6",
+     [one_more, lambda p, x, t: not abs(p - sum(x) / len(x)) > t * statistics.stdev(x) * math.sqrt(1 + 1 / len(x))],
+     [lambda p, x, t: one_more(p, x, t, one=0),                             # the interval of the mean
+      lambda p, x, t: one_more(p, x, t, spread=statistics.pstdev),          # n in place of n - 1
+      lambda p, x, t: one_more(p, x, 1.0),                                  # without t
+      lambda p, x, t: min(x) <= p <= max(x), lambda p, x, t: not one_more(p, x, t),
+      lambda p, x, t: one_more(p, x, 1.96), lambda p, x, t: one_more(p, x, t, spread=statistics.variance), True]),
 ]
