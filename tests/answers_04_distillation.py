@@ -76,6 +76,7 @@ EXERCISES = [
       lambda *a: mixed(*a, hard="T"),                                       # softened labels' part
       lambda *a: mixed(*a, swap=True),                                      # KL the other way round
       lambda s, t, y, T, alpha: mixed(s, t, y, T, 1 - alpha),
+      lambda s, t, y, T, alpha: T**2 * mixed(s, t, y, T, alpha, factor=lambda T: 1),        # for the labels as well
       soft_cross_entropy, 0.5]),
     ("04_distillation", "check_4", [gain, lambda table: gain(table, ("epochs", "size", "augmented"))],
      [gain_to_best,                                                         # the best there is, whatever its training
