@@ -77,7 +77,7 @@ handouts: $(STAMP) ## set two pages for each notebook and the poster: _build/han
 	@$(BIN)/python tools/handouts.py --paper $(PAPER) $(OPTIONS)
 
 mark: $(STAMP) ## mark what was handed in with the course's checkers: FOLDER=handed_in, writes marks.csv
-	@if [ ! -d "$(FOLDER)" ]; then echo "make: name the folder with the notebooks: make mark FOLDER=handed_in"; exit 1; fi
+	@if [ -z "$(FOLDER)" ]; then echo "make: name the folder with the notebooks: make mark FOLDER=handed_in"; exit 1; fi
 	@$(BIN)/python tools/mark.py "$(FOLDER)" $(OPTIONS)
 
 offline: $(STAMP) ## write one archive that installs and tests itself without a network (gigabytes)

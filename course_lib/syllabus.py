@@ -63,8 +63,15 @@ def read(path: Path) -> Chapter:
 
 
 def chapters(book: Path) -> list[Chapter]:
-    """Read all chapters in the folder `book`: the notebooks whose names begin with a number, in that order."""
-    return [read(path) for path in sorted(Path(book).glob("0*.ipynb"))]
+    """Read all chapters in the folder `book`: the notebooks whose names begin with a number.
+
+    They come in the order of the table of contents, `_toc.yml` beside `book`; without one, by name.
+    """
+    contents = Path(book).resolve().parent / "_toc.yml"
+    named = re.findall(r"file: book/(\S+)", contents.read_text(encoding="utf-8")) if contents.is_file() else []
+    place = {name: number for number, name in enumerate(named)}
+    paths = sorted(Path(book).glob("0*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
+    return [read(path) for path in paths]
 
 
 def _exercises(cells, path) -> tuple[Exercise, ...]:

@@ -73,3 +73,11 @@ def test_chapters_are_the_numbered_notebooks_in_order(tmp_path):
     for name in ("02_b", "01_a", "run_times"):
         write(tmp_path / f"{name}.ipynb", *good())
     assert [c.name for c in syllabus.chapters(tmp_path)] == ["01_a", "02_b"]
+
+
+def test_chapters_come_in_the_order_of_the_table_of_contents(tmp_path):
+    (tmp_path / "book").mkdir()
+    for name in ("02_b", "01_a", "02_a", "03_new"):
+        write(tmp_path / "book" / f"{name}.ipynb", *good())
+    (tmp_path / "_toc.yml").write_text("root: book/intro\nparts:\n- chapters:\n  - file: book/01_a\n  - file: book/02_b\n  - file: book/02_a\n")
+    assert [c.name for c in syllabus.chapters(tmp_path / "book")] == ["01_a", "02_b", "02_a", "03_new"]

@@ -20,8 +20,8 @@ from checkout import ROOT, notebooks
 
 VERSIONS = ("student", "teacher")
 # What a class needs beside the notebooks. Tests are left out: they hold right answers.
-BESIDE = ["book", "course_lib", "studies/results", "pyproject.toml", "requirements.txt", "constraints.txt", "LICENSE", "LICENSE-text"]
-_BUILT = shutil.ignore_patterns("*.ipynb", ".*", "__pycache__")
+BESIDE = ["_toc.yml", "book", "course_lib", "studies/results", "pyproject.toml", "requirements.txt", "constraints.txt", "LICENSE", "LICENSE-text"]
+_LEFT_OUT = {"student": ("teaching.md", "mistakes.md"), "teacher": ()}      # the first would tell a student what to answer
 
 
 def tags(cell) -> set[str]:
@@ -65,7 +65,8 @@ def write(version: str, target: Path, root: Path = ROOT) -> list[Path]:
         for name in BESIDE:
             source = root / name
             if source.is_dir():
-                shutil.copytree(source, folder / name, ignore=_BUILT)
+                left_out = shutil.ignore_patterns("*.ipynb", ".*", "__pycache__", *_LEFT_OUT[version])
+                shutil.copytree(source, folder / name, ignore=left_out)
             else:
                 folder.mkdir(exist_ok=True)
                 shutil.copy2(source, folder / name)

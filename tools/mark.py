@@ -2,9 +2,9 @@
 
     python tools/mark.py FOLDER [--to marks.csv]
 
-Every .ipynb below FOLDER is taken; which chapter it is stands in its metadata, whatever the file is called. Its checker cells are
-replaced by the book's, then it is run from top to bottom in a fresh kernel, past errors. For each exercise the table says
-"correct", "wrong" (with the hint), "not attempted", or "not run" (with the reason). The notebooks themselves stay as they are.
+Every .ipynb below FOLDER is taken; which chapter it is stands in its metadata or else in its title, whatever the file is called. Its
+checker cells are replaced by the book's, then it is run from top to bottom in a fresh kernel, past errors. For each exercise the table
+says "correct", "wrong" (with the hint), "not attempted", or "not run" (with the reason). The notebooks themselves stay as they are.
 
 This runs other people's code: use an account or a container that may be lost. A student who means to cheat can (the code that
 is run may change anything in its own process), so the table is a help for marking, not a proof.
@@ -51,12 +51,28 @@ def with_own_checkers(notebook, chapter: syllabus.Chapter, book: Path = BOOK):
     return cells
 
 
-def verdict(cell) -> tuple[str, str]:
-    """What a checker's cell says: (result, message)."""
+def chapter_of(notebook, known: dict[str, syllabus.Chapter]) -> syllabus.Chapter | None:
+    """The chapter of which a notebook is a copy: by what `make student` wrote into it, else by its title."""
+    titles = {chapter.title: chapter for chapter in known.values()}
+    first = notebook.cells[0].source.splitlines()[:1] if notebook.cells else []
+    return known.get(notebook.metadata.get("course", {}).get("notebook")) or titles.get("".join(first).removeprefix("# "))
+
+
+def first_error(cells) -> str:
+    """The first error in these cells, with its cell's number; "" if there is none."""
+    for number, cell in enumerate(cells, start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and output.ename != "WrongAnswer":
+                return f"cell {number}: {output.ename}: {output.evalue}"
+    return ""
+
+
+def verdict(cell, before) -> tuple[str, str]:
+    """What a checker's cell says: (result, message). Args: before: the cells above it, where the cause of an error may lie."""
     for output in cell.outputs:
         if output.output_type == "error":
             kind = "wrong" if output.ename == "WrongAnswer" else "not run"
-            return kind, output.evalue if kind == "wrong" else f"{output.ename}: {output.evalue}"
+            return kind, output.evalue if kind == "wrong" else first_error(before) or f"{output.ename}: {output.evalue}"
     lines = "".join(output.get("text", "") for output in cell.outputs).splitlines()
     if lines[-1:] == ["correct"]:
         return "correct", ""
@@ -67,9 +83,11 @@ def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
     """One row for each exercise of the notebook, or a single row that says why it can't be marked."""
     try:
         notebook = nbformat.read(path, as_version=4)
-        chapter = known[notebook.metadata.get("course", {}).get("notebook")]
-    except Exception as error:                          # damaged in any way, or of another course
-        reason = "not a notebook of this course" if isinstance(error, KeyError) else f"cannot be read: {type(error).__name__}"
+        chapter = chapter_of(notebook, known)
+        reason = "" if chapter else "no chapter of this course has its title, and its metadata name none"
+    except Exception as error:                          # damaged in any way
+        reason = f"cannot be read: {type(error).__name__}"
+    if reason:
         return [dict(zip(FIELDS, ("", "", "", "", "not run", reason)))]
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -87,7 +105,8 @@ def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
     rows = []
     for exercise in chapter.exercises:
         cell = checkers[exercise.checker]
-        result, message = ("not run", stopped) if stopped and not cell.outputs else verdict(cell)
+        before = notebook.cells[:notebook.cells.index(cell)]
+        result, message = ("not run", stopped) if stopped and not cell.outputs else verdict(cell, before)
         rows.append(dict(zip(FIELDS, ("", chapter.name, exercise.number, " ".join(map(str, exercise.objectives)), result, message))))
     return rows
 
@@ -97,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--to", type=Path, default=Path("marks.csv"), help="the table, as CSV; default: marks.csv")
     options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        parser.error(f"there is no folder {options.folder}")
     paths = sorted(p for p in options.folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
         parser.error(f"no notebook below {options.folder}")
@@ -113,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         table.writeheader()
         table.writerows(rows)
         write_atomically(options.to, text.getvalue())       # what is marked is kept, whatever comes
-    print(f"marks: {options.to}")
+    unread = sum(not row["chapter"] for row in rows)
+    print(f"marks: {options.to} ({len(paths)} notebooks, of which {unread} could not be marked)")
     return 0
 
 
