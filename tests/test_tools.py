@@ -87,7 +87,8 @@ def test_cell_ids_follow_the_text_not_the_place(tool):
 
 
 def test_copy_of_the_checkout_has_no_environment_and_no_built_files(tool, tmp_path):
-    write(tmp_path / "from", {"book/a.ipynb": "{}", "_config.yml": "", ".venv/x": "", "_build/html/x": "", "course_lib/__pycache__/x": ""})
+    write(tmp_path / "from", {"book/a.ipynb": "{}", "_config.yml": "", ".venv/x": "", "_build/html/x": "", "course_lib/__pycache__/x": "",
+                              "wheelhouse/torch.whl": ""})
     copy = tool("checkout").copy_checkout(tmp_path / "to", tmp_path / "from")
     assert sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()) == ["_config.yml", "book/a.ipynb"]
 

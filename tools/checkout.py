@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_NOT_COPIED = shutil.ignore_patterns(".*", "_build", "build", "*.egg-info", "__pycache__", "venv", "env", "node_modules")
+_NOT_COPIED = shutil.ignore_patterns(".*", "_build", "build", "wheelhouse", "*.egg-info", "__pycache__", "venv", "env", "node_modules")
 
 
 def copy_checkout(target: Path, root: Path = ROOT) -> Path:
