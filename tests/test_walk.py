@@ -48,6 +48,12 @@ def test_a_walk_stops_at_the_first_thing_that_fails(walk, capsys):
     assert capsys.readouterr().out.startswith("alone 1: works (0 s)\nalone 2: fails ")
 
 
+def test_the_makes_of_a_walk_do_not_get_the_options_of_the_make_above(walk, monkeypatch):
+    monkeypatch.setenv("MAKEFLAGS", "-- OPTIONS=workshop")
+    monkeypatch.setenv("OPTIONS", "workshop")
+    assert walk.step("looks", [sys.executable, "-c", "import os; print([n for n in os.environ if n in ('MAKEFLAGS', 'OPTIONS')])"]) == "[]\n"
+
+
 def test_a_solution_becomes_an_answer(tool, tmp_path):
     def write(name, *cells):
         made = [nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}) for tag, source in cells]

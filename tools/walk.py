@@ -27,6 +27,8 @@ from classroom import tags
 from course_lib import syllabus
 
 QUICK = ("05_predicting_joules", "05_real_joules")
+# What `make walk OPTIONS=…` hands down to every make below it: these are not for the makes of the walk.
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "OPTIONS", "FOLDER", "PAPER", "EXECUTE", "NB", "NAME")
 OFFLINE = ["unshare", "--net", "sh", "-c"]      # a shell without any network but its own loopback
 
 
@@ -47,7 +49,8 @@ class Walk:
         self.steps += 1
         print(f"{self.name} {self.steps}: {what}", end=" ", flush=True)
         begin = time.perf_counter()
-        result = subprocess.run(command, cwd=cwd or self.checkout, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+        around = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+        result = subprocess.run(command, cwd=cwd or self.checkout, env={**around, **(env or {})}, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
         if result.returncode:
             raise SystemExit(f"FAILED\n{result.stdout[-3000:]}\nwalk: {self.name} stops at step {self.steps}: {' '.join(command)}")
