@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: a browser, the built site, the real MNIST."""
 import functools
 import http.server
+import importlib
 import os
 import shutil
 import threading
@@ -79,6 +80,13 @@ def site_url(site: Path):
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Import a script of tools/ the way it is imported when it runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -25,12 +25,6 @@ NAMES = [chapter.name for chapter in CHAPTERS]
 CASES = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in EXERCISES]
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Both versions of all notebooks, as the targets write them."""

@@ -100,7 +100,7 @@ def compile_source(tmp_path):
         nbformat.v4.new_output("stream", text="the mask saved 0.17 of the bytes\nand again 0.17 of the bytes; a 1\na 2\n")])
     picture = nbformat.v4.new_code_cell("plot()", metadata={"mystnb": {"image": {"alt": "A line that rises."}}}, outputs=[
         nbformat.v4.new_output("display_data", data={"image/png": PIXEL})])
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\n**Is it so?**"), cell, picture],
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(HEAD), cell, picture],
                                         metadata={"course": {"seconds": 3.4}})
     (tmp_path / "book").mkdir()
     nbformat.write(notebook, tmp_path / "book" / "07_new.ipynb")
@@ -112,6 +112,7 @@ def compile_source(tmp_path):
     return run
 
 
+HEAD = "# A title\n\n**Is it so?**\n\n1. do it.\n\n*You need* nothing. *It takes* an hour; the machine needs less."
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TABLE = ("<table><thead><tr><th></th><th></th><th>dense</th><th>sparse</th></tr><tr><th>batch</th><th>what</th><th></th><th></th></tr></thead>"
          "<tbody><tr><th rowspan='2'>1</th><th>time</th><td>1</td><td>0.50<br>[0.4, 0.6]</td></tr><tr><th>bytes</th><td>8</td><td>4</td></tr>"

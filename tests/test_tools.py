@@ -1,5 +1,4 @@
 """The scripts behind the make targets, on tiny projects made for the occasion."""
-import importlib
 import json
 import os
 import shutil
@@ -12,13 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """Import a script of tools/ the way it is imported when it runs."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

@@ -1,5 +1,4 @@
 """The three ways in which the course is used are walked, in short; the long walk is `make walk`. And the archive for a lab without internet."""
-import importlib
 import shutil
 import subprocess
 import sys
@@ -12,12 +11,6 @@ import pytest
 from skips import skip
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module
 
 
 @pytest.mark.parametrize("way", ["alone", "class", "workshop"])

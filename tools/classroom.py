@@ -60,15 +60,15 @@ def write(version: str, target: Path, root: Path = ROOT) -> list[Path]:
     """
     make = {"student": student, "teacher": teacher}[version]
     target.parent.mkdir(parents=True, exist_ok=True)
+    left_out = shutil.ignore_patterns("*.ipynb", ".*", "__pycache__", *_LEFT_OUT[version])
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = Path(scratch) / target.name
+        folder.mkdir()
         for name in BESIDE:
             source = root / name
             if source.is_dir():
-                left_out = shutil.ignore_patterns("*.ipynb", ".*", "__pycache__", *_LEFT_OUT[version])
                 shutil.copytree(source, folder / name, ignore=left_out)
             else:
-                folder.mkdir(exist_ok=True)
                 shutil.copy2(source, folder / name)
         shutil.copy2(root / "tools" / f"for_{version}s.md", folder / "README.md")
         for path in notebooks(root):

@@ -49,12 +49,15 @@ def normalise(notebook, seconds: float):
     return notebook
 
 
-def run(notebook, folder: Path) -> float:
-    """Run all cells in place, in a fresh kernel that works in `folder`; returns seconds."""
+def run(notebook, folder: Path, *, past_errors: bool = False) -> float:
+    """Run all cells in place, in a fresh kernel that works in `folder`; returns seconds.
+
+    Args: past_errors: go on after a cell that raised; its error is in its outputs.
+    """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
         cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, kernel_name="python3", timeout=CELL_TIMEOUT, record_timing=False,
+    client = NotebookClient(notebook, kernel_name="python3", timeout=CELL_TIMEOUT, record_timing=False, allow_errors=past_errors,
                             store_widget_state=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(folder)}})
     with tqdm(total=len(cells), unit="cell", leave=False, disable=None) as bar:

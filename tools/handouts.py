@@ -18,7 +18,9 @@ from pathlib import Path
 import nbformat
 import typst
 from bs4 import BeautifulSoup
-from checkout import ROOT, notebooks
+from checkout import ROOT
+
+from course_lib import syllabus
 
 PAPERS = ("a4", "us-letter")
 SOURCES = ROOT / "handouts"
@@ -53,9 +55,7 @@ def table(html: str) -> dict | None:
 
 
 def stored(notebook, name: str, pictures: Path) -> dict:
-    """What a notebook holds: its title and question, its figures (written to `pictures`), tables and texts."""
-    head = notebook.cells[0].source.splitlines()
-    question = " ".join(notebook.cells[0].source.split("**")[1].split()) if "**" in notebook.cells[0].source else ""
+    """What a notebook's outputs hold: its figures (written to `pictures`), tables and texts."""
     figures, tables, texts = [], [], []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -67,13 +67,16 @@ def stored(notebook, name: str, pictures: Path) -> dict:
                 figures.append({"alt": cell.metadata["mystnb"]["image"]["alt"], "file": picture.name})
             if content := table(data.get("text/html", "")):
                 tables.append({"source": cell.source, **content})
-    return {"title": head[0].removeprefix("# "), "question": question, "figures": figures, "tables": tables, "texts": texts,
-            "seconds": notebook.metadata.course.seconds}
+    return {"figures": figures, "tables": tables, "texts": texts}
 
 
 def collect(folder: Path, root: Path = ROOT) -> None:
-    """Write results.json and the pictures of all notebooks to `folder`."""
-    results = {path.stem: stored(nbformat.read(path, as_version=4), path.stem, folder) for path in notebooks(root) if path.stem[0].isdigit()}
+    """Write results.json and the pictures of all chapters to `folder`."""
+    results = {}
+    for chapter in syllabus.chapters(root / "book"):
+        notebook = nbformat.read(root / "book" / f"{chapter.name}.ipynb", as_version=4)
+        results[chapter.name] = {"title": chapter.title, "question": chapter.question, "seconds": chapter.seconds,
+                                 **stored(notebook, chapter.name, folder)}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 

@@ -21,14 +21,13 @@ from pathlib import Path
 import nbformat
 from checkout import ROOT, write_atomically
 from classroom import tags
-from nbclient import NotebookClient
+from execute import run
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from course_lib import syllabus
 
 BOOK = ROOT / "book"
 FIELDS = ("file", "chapter", "exercise", "objectives", "result", "message")
-CELL_TIMEOUT = 900      # seconds, as in tools/execute.py
 
 
 def with_own_checkers(notebook, chapter: syllabus.Chapter, book: Path = BOOK):
@@ -89,17 +88,11 @@ def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
         reason = f"cannot be read: {type(error).__name__}"
     if reason:
         return [dict(zip(FIELDS, ("", "", "", "", "not run", reason)))]
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None       # what was handed in as an output counts for nothing
     checkers, stopped = with_own_checkers(notebook, chapter), ""
     with tempfile.TemporaryDirectory() as folder:       # what it writes is gone afterwards
         shutil.copytree(BOOK / "data", Path(folder, "data"))
-        client = NotebookClient(notebook, kernel_name="python3", timeout=CELL_TIMEOUT, allow_errors=True,
-                                resources={"metadata": {"path": folder}})
         try:
-            with open(os.devnull, "w") as nowhere:
-                client.execute(stderr=nowhere)
+            run(notebook, Path(folder), past_errors=True)       # which forgets the outputs that were handed in
         except (CellTimeoutError, DeadKernelError) as error:
             stopped = f"the notebook came to no end: {type(error).__name__}"
     rows = []

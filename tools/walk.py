@@ -44,15 +44,15 @@ class Walk:
         else:
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(self.checkout)], check=True)
 
-    def step(self, what: str, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-        """Run a command; its output is returned. Raises SystemExit, with the end of its output, if it fails."""
+    def step(self, what: str, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None, code: int = 0) -> str:
+        """Run a command; its output is returned. Raises SystemExit, with the end of its output, unless it ends with `code`."""
         self.steps += 1
         print(f"{self.name} {self.steps}: {what}", end=" ", flush=True)
         begin = time.perf_counter()
         around = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
         result = subprocess.run(command, cwd=cwd or self.checkout, env={**around, **(env or {})}, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace")
-        if result.returncode:
+        if result.returncode != code:
             raise SystemExit(f"FAILED\n{result.stdout[-3000:]}\nwalk: {self.name} stops at step {self.steps}: {' '.join(command)}")
         print(f"({time.perf_counter() - begin:.0f} s)", flush=True)
         return result.stdout
@@ -78,10 +78,10 @@ class Walk:
     def python(self) -> str:
         return str(self.checkout / ".venv" / "bin" / "python")
 
-    def run(self, what: str, paths: list[Path], root: Path) -> None:
+    def run(self, what: str, paths: list[Path], root: Path, *, code: int = 0) -> str:
         """Run notebooks in place with the course_lib of the folder `root`."""
-        self.step(what, [self.python, str(self.checkout / "tools" / "execute.py"), *map(str, paths)],
-                  env={"PYTHONPATH": str(root), "COURSE_CLAIMS": "report"})
+        return self.step(what, [self.python, str(self.checkout / "tools" / "execute.py"), *map(str, paths)],
+                         env={"PYTHONPATH": str(root), "COURSE_CLAIMS": "report"}, code=code)
 
 
 def said(path: Path, tag: str = "checker") -> list[str]:
@@ -112,11 +112,8 @@ def alone(walk: Walk) -> None:
     first = next(cell for cell in notebook.cells if "answer" in tags(cell))
     first.source = first.source.replace("...", "'no idea'")
     nbformat.write(notebook, path)
-    walk.steps += 1
-    print(f"{walk.name} {walk.steps}: a wrong answer stops there, with a hint", flush=True)
-    result = subprocess.run([walk.python, str(walk.checkout / "tools" / "execute.py"), str(path)], capture_output=True, text=True,
-                            env={**os.environ, "PYTHONPATH": str(copy), "COURSE_CLAIMS": "report"})
-    walk.expect("the hint is shown", result.returncode == 1 and "WrongAnswer" in result.stderr and "Hint" in result.stderr, result.stderr)
+    said_so = walk.run("a wrong answer stops there", [path], copy, code=1)
+    walk.expect("with a hint", "WrongAnswer" in said_so and "Hint" in said_so, said_so)
 
 
 def in_class(walk: Walk) -> None:
