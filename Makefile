@@ -6,6 +6,7 @@ OPTIONS ?=
 NAME ?=
 PAPER ?= a4
 FOLDER ?=
+NOTEBOOKS ?= book
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,8 +64,8 @@ else
 	$(call build,_build/executed)
 endif
 
-lab: $(STAMP) ## open the chapters in JupyterLab
-	@COURSE_CLAIMS=report $(BIN)/jupyter lab $(OPTIONS) book
+lab: $(STAMP) ## open the chapters in JupyterLab; those of a class: NOTEBOOKS=_build/student/book
+	@COURSE_CLAIMS=report $(BIN)/jupyter lab $(OPTIONS) "$(NOTEBOOKS)"
 
 # --- a class, a workshop ---
 student: $(STAMP) ## write the notebooks to work in, without outputs and solutions: _build/student, student.zip
@@ -98,7 +99,7 @@ test: $(STAMP) ## build the book, test course_lib and the pages, verify every no
 # A cluster's, the judged energy tools', Ray's: pinned in pyproject.toml; what they need in turn is not.
 test-extras: $(STAMP) ## install the optional extras, then run their tests and verify their notebooks
 	@echo "extras: installing (log: $(VENV)/extras.log)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(WHEELS) -c constraints.txt \
 		-e '.[cluster,energy-tools,serve-ray]' >$(VENV)/extras.log 2>&1 || { tail -n 20 $(VENV)/extras.log; exit 1; }
 	@$(BIN)/python -m pip uninstall -y amdsmi >>$(VENV)/extras.log 2>&1	# of zeus: without its card, Ray's import fails beside it
 	@export COURSE_CLAIMS=strict COURSE_EXTRAS=1; $(BIN)/python -m pytest -q -m extra tests book

@@ -87,7 +87,12 @@ def load_form(path: str | Path, unpack: Callable[[nn.Module, dict], dict], *, fo
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """Bytes of the model's safetensors file, found by writing one."""
+    """Bytes of the model's safetensors file, found by writing one.
+
+    For a network of one's own, without an `architecture`, it is the file of the weights: to load it takes the code of the class, too.
+    """
+    if not hasattr(model, "architecture"):
+        return len(to_bytes({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     with tempfile.TemporaryDirectory() as folder:
         return save(model, Path(folder, "model.safetensors"))
 

@@ -88,7 +88,7 @@ def pareto(rows: list, cost_of, *, xlabel: str, ax=None):
             label="no other model is at least as good in both")
     ax.set(xscale="log", xlabel=xlabel, ylabel="test accuracy")
     ax.margins(x=0.15)
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)        # above the axes, where no model can be
     return ax
 
 

@@ -1,4 +1,6 @@
 """Right and planted wrong answers to the exercises of book/04_distillation.ipynb, for test_exercises.py; see answers_quantization.py."""
+import copy
+
 import torch
 from torch.nn import functional as F
 
@@ -50,6 +52,41 @@ def write_down(teacher, copies, *, evaluate=True, back=True, gradients=False, fl
     return logits
 
 
+def learn(start, copies, said, labels, lr, *, T=4, factor=16, reduction="batchmean", last=-1, share=0.1, swap=False, away=copy.deepcopy,
+          optimizer=torch.optim.SGD):
+    """A student after steps 2 and 3, with each of its parts to be broken."""
+    student = away(start)
+
+    def step(loss, rate):
+        student.zero_grad()
+        loss.backward()
+        optimizer(student.parameters(), lr=rate).step()
+    for images, logits in zip(copies, said):
+        q, p = (student(images) / T).log_softmax(1), (logits / T).log_softmax(1)
+        step(factor * F.kl_div(*((p, q) if swap else (q, p)), log_target=True, reduction=reduction), lr)
+    if share:
+        step(F.cross_entropy(student(copies[last]), labels), lr * share)
+    return student
+
+
+def by_hand(start, copies, said, labels, lr):
+    """The gradient with respect to the logits is T (q - p) / n."""
+    student = copy.deepcopy(start)
+    steps = [(4, lr, (z / 4).softmax(1)) for z in said] + [(1, lr / 10, torch.eye(3)[labels])]
+    for images, (T, rate, aim) in zip([*copies, copies[-1]], steps):
+        logits = student(images)
+        downhill = T * ((logits / T).softmax(1) - aim).detach() / len(labels)
+        for parameter, gradient in zip(student.parameters(), torch.autograd.grad(logits, list(student.parameters()), downhill)):
+            parameter.data.sub_(rate * gradient)
+    return student
+
+
+def labels_first(start, copies, said, labels, lr):
+    taught = copy.deepcopy(start)
+    learn(taught, copies, said[:0], labels, lr, last=0, away=lambda s: s)
+    return learn(taught, copies, said, labels, lr, share=0)
+
+
 RESULTS = {"04_distillation": {
     "runs": [{"size": size, "augmented": augmented, "epochs": epochs, "taught": taught, "accuracy": accuracy}
              for size, augmented, epochs, taught, accuracy in (
@@ -95,4 +132,13 @@ EXERCISES = [
       lambda teacher, copies: write_down(teacher, copies).softmax(-1),                      # not the logits
       lambda teacher, copies: write_down(teacher, copies[:1]).expand(len(copies), -1, -1),  # one copy judged for all
       lambda teacher, copies: write_down(teacher, copies).mean(0), lambda teacher, copies: write_down(teacher, copies).transpose(0, 1), "logits"]),
+    ("04_distillation", "check_7", [learn, by_hand],
+     [lambda *a: learn(*a, factor=1), lambda *a: learn(*a, factor=4), lambda *a: learn(*a, T=1, factor=1),
+      lambda *a: learn(*a, factor=16 / 15, reduction="sum"), lambda *a: learn(*a, reduction="sum"), lambda *a: learn(*a, swap=True),
+      lambda *a: learn(*a, share=0), lambda *a: learn(*a, share=1), lambda *a: learn(*a, last=0),
+      lambda *a: learn(*a, away=lambda start: start),                                       # the start learns
+      lambda *a: learn(*a, optimizer=torch.optim.Adam), labels_first,
+      lambda start, copies, said, labels, lr: learn(start, copies[:1].expand_as(copies), said[:1].expand_as(said), labels, lr),
+      lambda start, copies, said, labels, lr: learn(start, copies[-1:], said[-1:], labels, lr),
+      lambda *a: learn(*a).state_dict(), lambda *a: learn(*a)(a[1][-1]), 0.5]),
 ]

@@ -8,6 +8,22 @@ import pandas as pd
 import torch
 
 NOTEBOOK = "04_distillation_unseen"
+
+
+def parts(table, *, same=("steps",), others=(("labelled", "soft"), ("all", "decisions")), pick=lambda twins: twins[0]):
+    """What the images brought and what the softness brought, with each of its parts to be broken."""
+    def runs(images, targets):
+        return [run for run in table if (run["images"], run["targets"]) == (images, targets)]
+    best, = runs("all", "soft")
+    twins = [[run["accuracy"] for run in runs(*other) if all(run[key] == best[key] for key in same)] for other in others]
+    return tuple(best["accuracy"] - pick(found) if found else None for found in twins)
+
+
+def sort_in_place(table):
+    table.sort(key=lambda run: run["accuracy"])
+    return table
+
+
 COSTS = pd.DataFrame(
     [("CNN, own labels", 0.93, 100, 307_000), ("labels only", 0.80, 100, 25_408), ("full teacher, all images", 0.95, 3500, 25_408),
      ("own teacher, all images", 0.88, 100, 25_408), ("own teacher's decisions", 0.87, 100, 25_408)],
@@ -74,4 +90,12 @@ EXERCISES = [
       lambda z, t: z.softmax(1).amax(1) >= t]),
     (NOTEBOOK, "check_5", ["own teacher, all images", "own teacher, " + "all images"],
      ["full teacher, all images", "CNN, own labels", "labels only", "own teacher's decisions", 0.88]),
+    (NOTEBOOK, "check_6", [parts, lambda table: parts(table[::-1])],
+     [lambda table: parts(table, same=()),                                      # whoever comes first, whatever the steps
+      lambda table: parts(table, same=(), pick=max), lambda table: parts(table)[::-1],
+      lambda table: parts(table, others=(("labelled", "labels"), ("all", "decisions"))),                    # two things changed
+      lambda table: parts(table, others=(("labelled", "soft"), ("labelled", "labels"))),
+      lambda table: tuple(-x if x is not None else None for x in parts(table)), lambda table: tuple(x or 0.0 for x in parts(table)),
+      lambda table: tuple(100 * x if x is not None else None for x in parts(table)), lambda table: parts(sort_in_place(table)),
+      lambda table: list(parts(table)), (0.06, 0.02)]),
 ]

@@ -1,21 +1,35 @@
 """Right and planted wrong answers to the exercises of book/06_budgets.ipynb, for test_exercises.py; see answers_quantization.py."""
+import itertools
+
 import pandas as pd
 
 
-def peak(tensors, *, until=lambda step, last: step <= last, since=lambda first, step: first <= step, steps=None):
-    """The peak of live tensors, with each of its parts to be broken."""
-    places = {first for first, _, _ in tensors} if steps is None else steps(tensors)
-    return max((sum(size for first, last, size in tensors if since(first, step) and until(step, last)) for step in places),
-               default=0)
+def peak(source, branches, *, orders=itertools.permutations, choose=min, keeps=True, waits=lambda i, n: i < n - 1, reads=True):
+    """The smallest peak over all orders, with each of its parts to be broken."""
+    def of(order):
+        live, kept = [0], 0
+        for i, sizes in enumerate(order):
+            for j, size in enumerate(sizes):
+                read = source if j == 0 else sizes[j - 1]
+                live.append(kept + read * reads + size + (source if j and waits(i, len(order)) else 0))
+            kept += sizes[-1] * keeps
+        return max(live)
+    return choose(of(order) for order in orders(branches))
 
 
-def peak_that_sorts_its_input(tensors):
-    tensors.sort(key=lambda t: -t[2])
-    return peak(tensors)
+def peak_by_rule(source, branches):
+    """Liu's rule: first the branch whose need falls most until its end; the last one alone lets the input go, so try each as the last."""
+    def need(sizes):
+        return max(source + sizes[0], *(source + a + b for a, b in zip(sizes, sizes[1:])), 0) - sizes[-1]
+    def with_last(i):
+        return [*sorted(branches[:i] + branches[i + 1:], key=need, reverse=True), branches[i]]
+    return min(peak(source, with_last(i), orders=lambda b: [b]) for i in range(len(branches)))
 
 
-def every_step(tensors):
-    return range(max((last for _, last, _ in tensors), default=0) + 1)
+def peak_that_empties_its_input(source, branches):
+    right = peak(source, branches)
+    branches.clear()
+    return right
 
 
 def choose(candidates, *, keep=lambda c: (c.file <= 100_000) & (c.memory <= 16_000), by=("validation", "file"), ascending=(False, True)):
@@ -42,13 +56,15 @@ def budgets_in_place(sheet):
 RESULTS = {"06_budgets": {"candidates": CANDIDATES}}
 
 EXERCISES = [
-    ("06_budgets", "check_1", [peak, lambda tensors: peak(tensors, steps=every_step)],
-     [lambda tensors: peak(tensors, until=lambda step, last: step < last),           # gone in its last step
-      lambda tensors: peak(tensors, since=lambda first, step: first < step, steps=every_step),
-      lambda tensors: sum(size for _, _, size in tensors),                           # as if all lived at once
-      lambda tensors: max((size for _, _, size in tensors), default=0),              # the largest alone
-      lambda tensors: peak(tensors, steps=lambda t: [last for _, last, _ in t[:1]]),  # only one step
-      lambda tensors: peak(tensors) or None, peak_that_sorts_its_input, 250]),
+    ("06_budgets", "check_1", [peak, peak_by_rule],
+     [lambda source, branches: peak(source, branches, orders=lambda b: [b]),                    # the order as given
+      lambda source, branches: peak(source, branches, choose=max),
+      lambda source, branches: peak(source, branches, keeps=False),                             # what is finished is gone
+      lambda source, branches: peak(source, branches, waits=lambda i, n: False),                # the input is gone after the first step
+      lambda source, branches: peak(source, branches, waits=lambda i, n: True),                 # and here it never goes
+      lambda source, branches: peak(source, branches, reads=False),                             # only what is written counts
+      lambda source, branches: peak(source, branches, orders=lambda b: [sorted(b, key=max, reverse=True)]),
+      lambda source, branches: source + sum(map(sum, branches)), peak_that_empties_its_input, 510]),
     ("06_budgets", "check_2", [lambda joules, watts, share: share / (1 - share) * watts / joules,
                                lambda joules, watts, share: watts / joules / (1 / share - 1)],
      [lambda joules, watts, share: share * watts / joules,                           # of the rest, not of all

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 FORMS = ("CNN", "with exit", "front alone", "CNN 8-16", "student")
-RIGHT = dict(zip(FORMS, (970, 968, 900, 959, 965)))
+RIGHT = {"validation": dict(zip(FORMS, (970, 968, 900, 959, 965))), "test": dict(zip(FORMS, (970, 962, 900, 961, 955)))}
 SPENT = dict(zip(FORMS, (1.0, 0.8, 0.35, 0.4, 0.3)))
 TIMED = SimpleNamespace(ratio=lambda name, clock="wall", to=None: SimpleNamespace(value=SPENT[name]))
 
@@ -25,14 +25,22 @@ def cost(m1, m2, m3, d, q1, q2):
 
 
 class Images:
-    labels = torch.zeros(1000).long()
+    labels = torch.arange(1000) ** 2 % 10
     images = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
     def __len__(self):
         return 1000
 
 
-FEW = SimpleNamespace(images=Images.images[:20], labels=torch.arange(20) ** 2 % 10)
+DIGITS = SimpleNamespace(test=Images(), validation=Images())
+
+
+def named(split):
+    """As many of the images right as RIGHT says: another form is the best of the test images than of the validation images."""
+    right = RIGHT["test" if split is DIGITS.test else "validation"]
+    return {name: (split.labels + (torch.arange(1000) >= n)) % 10 for name, n in right.items()}
+
+
 with torch.random.fork_rng():
     torch.manual_seed(0)
     CNN = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 10))
@@ -108,8 +116,8 @@ def stayers_last(front, back, images, threshold):
 
 RESULTS = {"06_edge_exits": {
     "confidence": lambda logits: logits.softmax(dim=1).amax(dim=1), "forms": dict.fromkeys(FORMS), "timed": TIMED,
-    "digits": SimpleNamespace(test=Images(), validation=FEW), "cnn": CNN, "student": STUDENT, "run": RUN, "threshold": 0.5,
-    "answers": {name: (torch.arange(1000) >= n).long() for name, n in RIGHT.items()}}}
+    "digits": DIGITS, "cnn": CNN, "student": STUDENT, "run": RUN, "threshold": 0.5,
+    "named": named}}
 
 EXERCISES = [
     ("06_edge_exits", "check_1", [1 / 9, 1 - 16 / 18, 0.1111], [8 / 9, 9 / 25, 11.1, 1 - 9 / 25, 0.0, "1/9"]),

@@ -1,4 +1,7 @@
 """Right and planted wrong answers to the exercises of book/06_mobile.ipynb, for test_exercises.py; see answers_quantization.py."""
+import math
+
+import numpy as np
 import pandas as pd
 
 
@@ -23,6 +26,21 @@ def neighbours(tensors):
 
 def gains(dense, small, floor):
     return dense / small, (dense - floor) / (small - floor) if small > floor else None
+
+
+def same(wanted, got, tolerance, *, scale=lambda wanted: np.abs(wanted).max(), distance=lambda wanted, got: np.abs(wanted - got),
+         all_of=np.all, judged=lambda got: ~np.isnan(got).any(axis=1)):
+    """Whether a file does the same, and how often it names the same class, with each of their parts to be broken."""
+    close = all_of(distance(wanted, got) <= tolerance * scale(wanted))
+    return bool(close), float(((wanted.argmax(axis=1) == got.argmax(axis=1)) & judged(got)).mean())
+
+
+def by_loop(wanted, got, tolerance):
+    bound, close, agree = tolerance * max(abs(z) for row in wanted for z in row), True, 0
+    for a, b in zip(wanted.tolist(), got.tolist()):
+        close &= all(abs(x - y) <= bound for x, y in zip(a, b))
+        agree += not any(map(math.isnan, b)) and a.index(max(a)) == b.index(max(b))
+    return close, agree / len(wanted)
 
 
 def files(calls, decided=("network", "images", "size", "kernels")):
@@ -70,4 +88,11 @@ EXERCISES = [
       lambda calls: files(calls, ("network", "size", "kernels")), lambda calls: files(calls, ("network", "images", "kernels")),
       lambda calls: files(calls, ("network", "images", "size", "kernels", "threads")),
       lambda calls: max(1, files(calls)), lambda calls: {c["network"] for c in calls}, files_in_place, 2]),
+    ("06_mobile", "check_6", [same, by_loop],
+     [lambda *a: same(*a, scale=lambda wanted: np.abs(wanted)),                         # a bound of its own for each logit
+      lambda *a: same(*a, scale=lambda wanted: 1.0), lambda *a: same(*a, scale=lambda wanted: wanted.max()),        # no magnitude
+      lambda *a: same(*a, distance=lambda wanted, got: wanted - got), lambda *a: same(*a, all_of=np.mean),
+      lambda *a: same(*a, distance=lambda wanted, got: np.nan_to_num(np.abs(wanted - got))),                        # a nan is no difference
+      lambda *a: same(*a, judged=lambda got: np.full(len(got), True)), lambda *a: (same(*a)[0], 100 * same(*a)[1]),
+      lambda *a: (same(*a)[0], int(same(*a)[1] * len(a[0]))), lambda *a: same(*a)[::-1], lambda *a: (True, 1.0), (True, 1.0)]),
 ]

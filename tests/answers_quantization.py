@@ -243,6 +243,13 @@ EXERCISES = [
      [lambda bits: bits * 243.75 / 4.6, lambda bits: 8 * 4.6 / (bits * 243.75), lambda bits: 243.75 / 4.6,
       lambda bits: round(bits / 8 * 243.75 / 4.6)]),
     ("03_quantization_language", "check_5", [(4, "32"), tuple([4, "32"])], [(2, "row"), (4, "row"), (3, "8"), "32", 4]),
+    ("03_quantization_language", "check_6",
+     [lambda n, g, big: n * big**2 / (g * big**2 + n - g), lambda n, g, big: 1 / (g / n + (1 - g / n) / big**2)],
+     [lambda n, g, big: n / g,                                                          # as if the others had no error
+      lambda n, g, big: n * big / (g * big + n - g),                                    # steps, not squares
+      lambda n, g, big: (n * big**2 / (g * big**2 + n - g)) ** 0.5, lambda n, g, big: big**2,       # the large one alone has the large error
+      lambda n, g, big: n * big**2 / (big**2 + n - 1), lambda n, g, big: (g * big**2 + n - g) / (n * big**2),
+      lambda n, g, big: (n // g) * big**2 / (g * big**2 + n // g - g), lambda n, g, big: n * big**2 / (g * big**2 + n), 24.4]),
     ("03_quantization_practice", "check_1", [20, 20.0], [19, 21, 24, 8]),     # 24: without the bias
     ("03_quantization_practice", "check_2",
      [smallest_batch, lambda a, b, a8, b8: 1 if a8 + b8 < a + b else None if b8 >= b else math.floor((a8 - a) / (b - b8)) + 1],

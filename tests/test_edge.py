@@ -68,7 +68,7 @@ def test_the_share_of_dropped_frames_is_one_minus_period_over_time(takes, period
     assert (log.began[seen] >= log.arrived[seen] - 1e-6).all() and (np.diff(log.began[seen]) > 0).all()
     response = log.response[:-1][seen[:-1]]             # the last one has no newer frame that could take its place
     assert (response <= (takes + min(1, takes) + 1e-6) * period).all()       # never behind by more than a frame
-    assert log.duty <= 1 + 2 * takes / 400 + 1e-6          # the last two frames end after the film
+    assert log.duty == pytest.approx(min(takes, 1), abs=0.01) and log.duty <= 1 + 1e-9    # also where the last frames end after the film
 
 
 @given(st.lists(st.floats(0.01, 4.0), min_size=2, max_size=30))

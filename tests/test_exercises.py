@@ -127,6 +127,27 @@ def change(weight, x, k, scores):
     return float((x @ torch.where(lowest_go(scores, k / scores.numel()), 0, weight).T).square().mean())
 
 
+def shares(layers, amount, *, size=torch.abs, of=None):
+    """The fraction of each layer that one threshold takes."""
+    every = torch.cat([size(w).flatten() for w in layers])
+    threshold = every.sort().values[round(amount * every.numel()) - 1]
+    if of is not None:
+        threshold = of(torch.stack([w.abs().flatten().quantile(amount) for w in layers]))
+    return [float((size(w) <= threshold).double().mean()) for w in layers]
+
+
+def keep(times, wanted, *, enough=lambda n, wanted: n >= wanted, tie=max, none=lambda times: None):
+    """The fastest of the widths that are wide enough, with each of its parts to be broken."""
+    fit = {n: t for n, t in times.items() if enough(n, wanted)}
+    return tie(n for n in fit if fit[n] == min(fit.values())) if fit else none(times)
+
+
+def keep_in_place(times, wanted):
+    for n in [n for n in times if n < wanted]:
+        del times[n]
+    return keep(times, wanted)
+
+
 def verdict(e):
     return "better" if e.low > 0 else "worse" if e.high < 0 else "undecided"
 
@@ -139,8 +160,9 @@ def unpaired(first, second):
 # notebook, checker, right answers (at least two), wrong answers (at least three)
 EXERCISES = [
     ("01_one_ruler", "check_1",
-     [lambda wh, j: wh * 3600 / j, lambda wh, j: wh * 60 * 60 * (1 / j)],
-     [lambda wh, j: wh / j, lambda wh, j: wh * 3600 * j, lambda wh, j: 18_000_000, lambda wh, j: wh * 60 / j, 18_000_000]),
+     [lambda mwh, j: mwh * 3.6e9 / j, lambda mwh, j: 1000 * 1000 * mwh * 60 * 60 * (1 / j)],
+     [lambda mwh, j: mwh / j, lambda mwh, j: mwh * 3600 / j, lambda mwh, j: mwh * 3.6e9 * j, lambda mwh, j: 18_000_000_000_000,
+      lambda mwh, j: mwh * 6e7 / j, lambda mwh, j: mwh * 3.6e6 / j, lambda mwh, j: j / mwh / 3.6e9, 18_000_000_000_000]),
     ("01_one_ruler", "check_2",
      [lambda side, k, c, d: (side - k + 1) ** 2 * k * k * c * d,
       lambda side, k, c, d: float(d * (c * k * k) * (side + 1 - k) * (side + 1 - k))],
@@ -226,6 +248,16 @@ EXERCISES = [
       lambda w, x, k: tuple(float((w * ~lowest_go(s, k / w.numel())).square().mean()) for s in (w.abs(), w.abs() * rms(x))),
       lambda w, x, k: [change(w, x, k, w.abs()), change(w, x, k, w.abs() * rms(x))],
       lambda w, x, k: (change(w, x, k, w.abs_()), change(w, x, k, w * rms(x))), (0.1, 0.01)]),
+    ("02_pruning_how_much", "check_6",
+     [shares, lambda layers, a: shares([w * w for w in layers], a)],
+     [lambda layers, a: [a for _ in layers],                                # the same from each
+      lambda layers, a: shares(layers, a, size=lambda w: w),                # signed
+      lambda layers, a: shares(layers, 1 - a), lambda layers, a: [1 - share for share in shares(layers, a)],
+      lambda layers, a: shares([w / w.abs().max() for w in layers], a),     # relative to each layer
+      lambda layers, a: [share * w.numel() for share, w in zip(shares(layers, a), layers)],         # a number, not a fraction
+      lambda layers, a: [share * w.numel() / sum(v.numel() for v in layers) for share, w in zip(shares(layers, a), layers)],
+      lambda layers, a: shares(layers, a, of=torch.mean),                   # the threshold is a mean of the layers' thresholds
+      lambda layers, a: shares([w.abs_() for w in layers], a), lambda layers, a: sum(shares(layers, a)) / len(layers), [0.9, 0.5]]),
     ("02_pruning_removal", "check_1", [31 / 32, 0.96875, 1 - 1 / 32], [0.5, 1 / 32, 96.875, 0.875, 0.984375]),
     ("02_pruning_removal", "check_2",
      [lambda s, c, v, x: [sum(v[i] * x[c[i]] for i in range(s[r], s[r + 1])) for r in range(len(s) - 1)],
@@ -255,6 +287,12 @@ EXERCISES = [
       lambda a, b, c, n: max(0.0, 1 - (a - c / n) / b) if a >= c / n else None,     # an empty row as fast is not faster
       lambda a, b, c, n: max(0.0, (a - c / n) / b) if a > c / n else None,  # what is left
       lambda a, b, c, n: 100 * (fast_sparsity(a, b, c, n) or 0.0), 0.90625]),
+    ("02_pruning_removal", "check_7", [keep, lambda times, n: keep(dict(reversed(times.items())), n)],
+     [lambda times, n: n, lambda times, n: min((m for m in times if m >= n), default=None),        # the fewest operations
+      lambda times, n: keep(times, 0), lambda times, n: keep(times, n, enough=lambda m, n: m > n), lambda times, n: keep(times, n, tie=min),
+      lambda times, n: max((m for m in times if m >= n and m % 8 == 0), default=None),              # a rule in place of a measurement
+      lambda times, n: keep(times, n, none=max), lambda times, n: max((m for m in times if m >= n), default=None),
+      lambda times, n: min((times[m] for m in times if m >= n), default=None), keep_in_place, 32]),
     ("02_pruning_removal", "check_5", ["CNN 8-16 from scratch", "CNN 8-16" + " from scratch"],
      ["CNN 32-64", "ruined", "half removed", "3/4 removed", 21_600]),
     ("02_pruning_patterns", "check_1",

@@ -56,6 +56,14 @@ def test_the_container_adds_little_to_the_numbers(name):
     assert 0 < overhead < 300 + 100 * len(model.state_dict())
 
 
+def test_a_model_of_ones_own_takes_the_file_of_its_weights(tmp_path):
+    """Buffers, such as the means of batch normalisation, included."""
+    own = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3))
+    safetensors.torch.save_file(own.state_dict(), tmp_path / "own")
+    assert files.saved_bytes(own) == (tmp_path / "own").stat().st_size
+    assert files.saved_bytes(tiny("mlp")) > files.payload_bytes(tiny("mlp"))
+
+
 def test_payload_by_hand():
     """MLP 4-3-2 has 23 numbers of 4 bytes; in half precision 2 bytes each."""
     model = models.mlp(1, 2, 2, hidden=(3,))

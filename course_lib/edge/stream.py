@@ -57,9 +57,9 @@ class Log:
 
     @property
     def duty(self) -> float:
-        """Duty cycle: the share of the clock's time in which the processor worked for the model."""
+        """Duty cycle: the share of the time in which the processor worked for the model, until camera and model are done."""
         period = self.arrived[1] - self.arrived[0]
-        return float(self.busy.sum() / (len(self.arrived) * period))
+        return float(self.busy.sum() / max(len(self.arrived) * period, np.nanmax(self.ended)))
 
     def in_force(self, default) -> list:
         """For each frame, the newest answer at its deadline: its own if it came in time, else that of an earlier frame.
