@@ -32,7 +32,7 @@ endef
 
 help: ## list the targets (default)
 	@echo "Smaller Models, Fewer Joules: a hands-on course. Targets:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-20s %s\n' "$$name" "$$text"; done
 	@echo "A Python other than python3:  make book PYTHON=python3.12"
 	@echo "Options of the command behind a target:  make sweep OPTIONS='--only 02_pruning_threshold --arm seed1'"
@@ -40,12 +40,12 @@ help: ## list the targets (default)
 # --- the environment ---
 # The stamp is written last, so an interrupted installation is taken up again.
 $(STAMP): requirements.txt constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || { \
-		echo "make: the course needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
+	@"$(PYTHON)" -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || { \
+		echo "make: the course needs Python 3.11 or newer, and '$(PYTHON)' is: $$("$(PYTHON)" --version 2>&1)"; \
 		echo "make: name another one, for example: make $(or $(MAKECMDGOALS),book) PYTHON=python3.12"; exit 1; }
 	@rm -f $@
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "environment: creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+		echo "environment: creating $(VENV) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(VENV); }
 	@echo "environment: installing the packages in requirements.txt, some minutes (log: $(VENV)/install.log)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(WHEELS) -r requirements.txt \
 		>$(VENV)/install.log 2>&1 || { \
@@ -64,15 +64,15 @@ else
 	$(call build,_build/executed)
 endif
 
-lab: $(STAMP) ## open the chapters in JupyterLab; those of a class: NOTEBOOKS=_build/student/book
+lab: $(STAMP) ## open the chapters in JupyterLab; those of another folder: NOTEBOOKS=../my-course/book
 	@COURSE_CLAIMS=report $(BIN)/jupyter lab $(OPTIONS) "$(NOTEBOOKS)"
 
 # --- a class, a workshop ---
 student: $(STAMP) ## write the notebooks to work in, without outputs and solutions: _build/student, student.zip
-	@$(BIN)/python tools/classroom.py student
+	@$(BIN)/python tools/classroom.py student $(OPTIONS)
 
 teacher: $(STAMP) ## write the notebooks with the solutions unfolded: _build/teacher, teacher.zip
-	@$(BIN)/python tools/classroom.py teacher
+	@$(BIN)/python tools/classroom.py teacher $(OPTIONS)
 
 handouts: $(STAMP) ## set two pages for each notebook and the poster: _build/handouts; PAPER=us-letter
 	@$(BIN)/python tools/handouts.py --paper $(PAPER) $(OPTIONS)
@@ -120,7 +120,7 @@ study: $(STAMP) ## run or resume a study: NAME=pruning_criteria OPTIONS='--jobs 
 	@$(BIN)/python studies/$(NAME).py $(OPTIONS)
 
 execute: $(STAMP) ## run notebooks and store their outputs; one only: NB=book/NAME.ipynb
-	@$(BIN)/python tools/execute.py $(NB)
+	@$(BIN)/python tools/execute.py $(if $(NB),"$(NB)")
 
 constraints: $(STAMP) ## write constraints.txt from what is installed (in a fresh environment)
 	@$(BIN)/python tools/constraints.py

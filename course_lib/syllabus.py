@@ -52,14 +52,17 @@ def read(path: Path) -> Chapter:
 
     Raises: ValueError, naming what is missing, if its first cell or an exercise is not written like the others.
     """
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    cells = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in notebook["cells"]]
-    head = " ".join(cells[0][1].split())
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        cells = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in notebook["cells"]]
+        head, seconds = " ".join(cells[0][1].split()), notebook["metadata"]["course"]["seconds"]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} was never run and stored, or is damaged ({type(error).__name__}: {error}): run tools/execute.py") from error
     return Chapter(
         Path(path).stem, _one(r"# (.*)", cells[0][1], path), _one(r"\*\*(.+?)\*\*", head, path),
         {int(n): " ".join(text.split()).rstrip(",.;") for n, text in re.findall(r"(?m)^(\d+)\. (.+(?:\n +.+)*)", cells[0][1])}, _exercises(cells, path),
         _one(r"\*You need\* (.+?) \*It takes\*", head, path), _minutes(_one(r"\*It takes\* (?:about )?(.+?)(?: to read and do)?;", head, path), path),
-        notebook["metadata"]["course"]["seconds"], sum("**Question" in source and "question" in tags for _, source, tags in cells))
+        seconds, sum("**Question" in source and "question" in tags for _, source, tags in cells))
 
 
 def chapters(book: Path) -> list[Chapter]:
@@ -70,7 +73,7 @@ def chapters(book: Path) -> list[Chapter]:
     contents = Path(book).resolve().parent / "_toc.yml"
     named = re.findall(r"file: book/(\S+)", contents.read_text(encoding="utf-8")) if contents.is_file() else []
     place = {name: number for number, name in enumerate(named)}
-    paths = sorted(Path(book).glob("0*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
+    paths = sorted(Path(book).glob("[0-9]*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
     return [read(path) for path in paths]
 
 
@@ -83,8 +86,8 @@ def _exercises(cells, path) -> tuple[Exercise, ...]:
                 open_one = Exercise(int(number), title, tuple(map(int, re.findall(r"\d+", aims))), "")
                 found.append(open_one)
         elif "checker" in tags:
-            if open_one is None:
-                raise ValueError(f"{path}: a checker that stands below no exercise")
+            if open_one is None or found[-1].checker:
+                raise ValueError(f"{path}: a checker that stands below no exercise, or the second below one")
             found[-1] = dataclasses.replace(open_one, checker=_one(r"def (check_\w+)\(", source, path))
     return tuple(found)
 

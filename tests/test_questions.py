@@ -107,21 +107,25 @@ def test_questions_answer_to_the_keyboard_and_keep_the_score(page):
         page.keyboard.press(key)
         expect(details.nth(number).locator("p").first).to_be_visible()
 
+    first = details.first.locator("summary").get_attribute("aria-describedby")
+    assert page.locator(f"#{first}").inner_text().startswith("Question 1.")
     press(wrong, "Enter")
-    expect(score).to_have_text("Right at the first try: 0 of 1 tried, 5 in all.")
+    expect(score).to_have_text("No. Right at the first try: 0 of 1 tried, 5 in all.")
     press(right, "Space")
     expect(details.nth(right)).to_have_class("right-answer")
-    expect(score).to_have_text("Right at the first try: 0 of 1 tried, 5 in all.")       # a second try does not count
+    expect(score).to_have_text("Right. Right at the first try: 0 of 1 tried, 5 in all.")       # a second try does not count
+    page.evaluate("document.querySelectorAll('#questions details')[5].open = true")            # unfolded by a search in the page: no try
     press(3 + verdicts[3:].index("Right"), "Enter")
-    expect(score).to_have_text("Right at the first try: 1 of 2 tried, 5 in all.")
+    expect(score).to_have_text("Right. Right at the first try: 1 of 2 tried, 5 in all.")
 
 
 def test_questions_work_without_script(browser, site_url):
+    from playwright.sync_api import expect
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(f"{site_url}/book/02_pruning_threshold.html")
     first = tab.locator("#questions details").first
     assert not first.locator("p").first.is_visible()
     first.locator("summary").press("Enter")
-    assert first.locator("p").first.is_visible()
+    expect(first.locator("p").first).to_be_visible()
     context.close()

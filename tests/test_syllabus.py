@@ -58,10 +58,18 @@ def test_an_exercise_without_a_checker_fills_no_hole(tmp_path):
 @pytest.mark.parametrize("cells, message", [
     (good(head=HEAD.replace("*You need*", "Needed:")), "You need"), (good(head=HEAD.replace("about 45 minutes", "a while")), "how many minutes"),
     (good(head=HEAD.replace("**", "")), "nothing in it"), (good(checker="check = None"), "def (check_"),
-    ([good()[0], good()[2]], "below no exercise")])
+    ([good()[0], good()[2]], "below no exercise"), ([*good(), ("code", CHECKER.replace("1", "2"), ["checker"])], "the second below one"),
+    ([], "IndexError")])
 def test_what_is_missing_is_named(tmp_path, cells, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         syllabus.read(write(tmp_path / "01_a.ipynb", *cells))
+
+
+@pytest.mark.parametrize("content", ['{"cells": [', '{"cells": [], "metadata": {}}', "{}", '{"cells": [{}], "metadata": {}}'])
+def test_a_notebook_that_was_never_stored_is_named(tmp_path, content):
+    (tmp_path / "01_a.ipynb").write_text(content)
+    with pytest.raises(ValueError, match=r"01_a.ipynb was never run and stored, or is damaged"):
+        syllabus.read(tmp_path / "01_a.ipynb")
 
 
 @pytest.mark.parametrize("text, minutes", [("about an hour", 60), ("about half an hour", 30), ("about 50 minutes", 50)])
@@ -70,9 +78,9 @@ def test_the_time_is_read_in_words(tmp_path, text, minutes):
 
 
 def test_chapters_are_the_numbered_notebooks_in_order(tmp_path):
-    for name in ("02_b", "01_a", "run_times"):
+    for name in ("02_b", "01_a", "10_c", "run_times"):
         write(tmp_path / f"{name}.ipynb", *good())
-    assert [c.name for c in syllabus.chapters(tmp_path)] == ["01_a", "02_b"]
+    assert [c.name for c in syllabus.chapters(tmp_path)] == ["01_a", "02_b", "10_c"]
 
 
 def test_chapters_come_in_the_order_of_the_table_of_contents(tmp_path):

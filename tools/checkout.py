@@ -12,11 +12,19 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_NOT_COPIED = shutil.ignore_patterns(".*", "_build", "build", "wheelhouse", "*.egg-info", "__pycache__", "venv", "env", "node_modules")
+# Environments, caches, built files; and what a class handed in, with its marks: that is nobody else's.
+_NOT_COPIED = shutil.ignore_patterns(".*", "_build", "build", "wheelhouse", "*.egg-info", "__pycache__", "venv", "env", "node_modules",
+                                     "handed_in*", "marks*.csv", "units")
 
 
 def copy_checkout(target: Path, root: Path = ROOT) -> Path:
-    """Copy the checkout to `target`, a new folder, without environments, caches and built files."""
+    """Copy the checkout to `target`, a new folder, without environments, caches, built files and a class's work.
+
+    Raises: SystemExit if `target` lies where it would be copied itself.
+    """
+    place, root = Path(target).resolve(), Path(root).resolve()
+    if place.is_relative_to(root) and not place.is_relative_to(root / "_build"):
+        raise SystemExit(f"{target} lies inside the checkout, which is copied there; name a place outside of it, or in _build")
     return Path(shutil.copytree(root, target, ignore=_NOT_COPIED))
 
 
@@ -43,11 +51,15 @@ def missing_extra(notebook: Path) -> str | None:
     return f"{package} is not installed: pip install -e '.[{group}]'"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content in one step: a reader sees the old file or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the file's content in one step: a reader sees the old file or the new one. If that fails, nothing is left behind."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)

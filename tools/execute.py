@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 from checkout import ROOT, copy_checkout, missing_extra, notebooks, write_atomically
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from tqdm import tqdm
 
 CELL_TIMEOUT = 900      # seconds, as in pyproject.toml for nbval
@@ -84,15 +84,21 @@ def failing_cell(notebook) -> str:
 
 def execute(path: Path) -> str | None:
     """Run one notebook file and store it; returns what went wrong, if anything."""
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook, reason = nbformat.read(path, as_version=4), missing_extra(path)
+    except Exception as error:                              # damaged in any way
+        return f"its file, which cannot be read: {type(error).__name__}"
+    if reason:
+        print(f"  left with its stored outputs: {reason}", flush=True)
+        return None
     try:
         seconds = run(notebook, path.parent)
     except CellExecutionError as error:
         return f"{failing_cell(notebook)}: {error.ename}: {error.evalue}"
     except CellTimeoutError:
         return f"{failing_cell(notebook)}: still running after {CELL_TIMEOUT} s"
-    except DeadKernelError:
-        return f"{failing_cell(notebook)}: the kernel died (out of memory?)"
+    except RuntimeError as error:
+        return f"{failing_cell(notebook)}: the kernel died (out of memory?) or did not start: {error}"
     write_atomically(path, nbformat.writes(normalise(notebook, seconds)) + "\n")
     print(f"  {seconds:.1f} s", flush=True)
     return None
@@ -105,6 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.copy_to and options.notebook:
         parser.error("--copy-to runs every notebook of the copy; name none")
+    if options.copy_to and options.copy_to.exists():
+        parser.error(f"{options.copy_to} is there already; name a new folder")
+    if nowhere := [str(path) for path in options.notebook if not path.is_file()]:
+        parser.error(f"no such notebook: {', '.join(nowhere)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")      # the setting that all stored numbers have
     root = copy_checkout(options.copy_to) if options.copy_to else ROOT
     paths = options.notebook or notebooks(root)
@@ -114,9 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     failures = {}
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path}", flush=True)
-        if reason := missing_extra(path):
-            print(f"  left with its stored outputs: {reason}", flush=True)
-        elif wrong := execute(path):
+        if wrong := execute(path):
             failures[path] = wrong
             print(f"  FAILED in {wrong}", flush=True)
     for path, wrong in failures.items():

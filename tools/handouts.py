@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import typst
 from bs4 import BeautifulSoup
-from checkout import ROOT
+from checkout import ROOT, write_atomically
 
 from course_lib import syllabus
 
@@ -51,7 +51,8 @@ def table(html: str) -> dict | None:
             row += [text] * int(cell.get("colspan", 1))
         grid.append(row)
     columns = [" ".join(dict.fromkeys(filter(None, names))).replace("\n", " ") for names in zip(*grid[:heads])]
-    return {"columns": columns, "rows": grid[heads:], "index": len(found.tbody.find("tr").find_all("th"))}
+    body = found.tbody and found.tbody.find("tr")
+    return {"columns": columns, "rows": grid[heads:], "index": len(body.find_all("th")) if body else 0}
 
 
 def stored(notebook, name: str, pictures: Path) -> dict:
@@ -64,7 +65,8 @@ def stored(notebook, name: str, pictures: Path) -> dict:
             if "image/png" in data:
                 picture = pictures / f"{name}-{len(figures)}.png"
                 picture.write_bytes(base64.b64decode(data["image/png"]))
-                figures.append({"alt": cell.metadata["mystnb"]["image"]["alt"], "file": picture.name})
+                alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")        # a handout that uses one without is refused
+                figures.append({"alt": alt, "file": picture.name})
             if content := table(data.get("text/html", "")):
                 tables.append({"source": cell.source, **content})
     return {"figures": figures, "tables": tables, "texts": texts}
@@ -95,11 +97,9 @@ def make(names: list[str], target: Path, *, paper: str = "a4", png: bool = False
             except typst.TypstError as error:
                 failures[name] = error.diagnostic or error.message
                 continue
-            partial = target / f".{name}.partial"
-            partial.write_bytes(pdf)
-            partial.replace(target / f"{name}.pdf")
+            write_atomically(target / f"{name}.pdf", pdf)
             for number, page in enumerate([pages] if isinstance(pages, bytes) else pages, start=1):
-                (target / f"{name}-{number}.png").write_bytes(page)
+                write_atomically(target / f"{name}-{number}.png", page)
     return failures
 
 

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import nbformat
 from checkout import ROOT, write_atomically
 from classroom import tags
 from execute import run
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError
 
 from course_lib import syllabus
 
@@ -37,14 +38,15 @@ def with_own_checkers(notebook, chapter: syllabus.Chapter, book: Path = BOOK):
     """
     original = nbformat.read(book / f"{chapter.name}.ipynb", as_version=4)
     sources = {e.checker: next(c.source for c in original.cells if "checker" in tags(c) and f"def {e.checker}(" in c.source)
-               for e in chapter.exercises}
+               for e in chapter.exercises if e.checker}
     cells = {}
     for name, source in sources.items():
-        handed_in = [c for c in notebook.cells if c.cell_type == "code" and f"def {name}(" in c.source]
+        handed_in = [c for c in notebook.cells if c.cell_type == "code" and re.search(rf"(?m)^def {name}\(", c.source)]
+        handed_in = [c for c in handed_in if "checker" in tags(c)] or handed_in         # a student may have copied it
         if not handed_in:
             handed_in = [nbformat.v4.new_code_cell()]
             notebook.cells += handed_in
-        cells[name] = handed_in[0]
+        cells[name] = handed_in[-1]
         # Whatever the notebook calls `check` by now, this is the course's.
         cells[name].source = f"from course_lib.checks import WrongAnswer, check\n{source}"
     return cells
@@ -72,10 +74,15 @@ def verdict(cell, before) -> tuple[str, str]:
         if output.output_type == "error":
             kind = "wrong" if output.ename == "WrongAnswer" else "not run"
             return kind, output.evalue if kind == "wrong" else first_error(before) or f"{output.ename}: {output.evalue}"
-    lines = "".join(output.get("text", "") for output in cell.outputs).splitlines()
-    if lines[-1:] == ["correct"]:
+    said = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")       # warnings go to stderr
+    if said.endswith("correct\n"):                      # whatever the answer itself has printed before
         return "correct", ""
-    return ("not attempted", "") if "not attempted yet" in lines else ("not run", "the checker said nothing")
+    return ("not attempted", "") if said.endswith("not attempted yet\n") else ("not run", "the checker said nothing")
+
+
+def no_mark(reason: str) -> dict:
+    """The single row of a notebook that can't be marked."""
+    return dict(zip(FIELDS, ("", "", "", "", "not run", reason)))
 
 
 def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
@@ -87,16 +94,16 @@ def mark(path: Path, known: dict[str, syllabus.Chapter]) -> list[dict]:
     except Exception as error:                          # damaged in any way
         reason = f"cannot be read: {type(error).__name__}"
     if reason:
-        return [dict(zip(FIELDS, ("", "", "", "", "not run", reason)))]
+        return [no_mark(reason)]
     checkers, stopped = with_own_checkers(notebook, chapter), ""
     with tempfile.TemporaryDirectory() as folder:       # what it writes is gone afterwards
         shutil.copytree(BOOK / "data", Path(folder, "data"))
         try:
             run(notebook, Path(folder), past_errors=True)       # which forgets the outputs that were handed in
-        except (CellTimeoutError, DeadKernelError) as error:
+        except (CellTimeoutError, RuntimeError) as error:       # a kernel that died, or that never started
             stopped = f"the notebook came to no end: {type(error).__name__}"
     rows = []
-    for exercise in chapter.exercises:
+    for exercise in (e for e in chapter.exercises if e.checker):
         cell = checkers[exercise.checker]
         before = notebook.cells[:notebook.cells.index(cell)]
         result, message = ("not run", stopped) if stopped and not cell.outputs else verdict(cell, before)
@@ -114,12 +121,18 @@ def main(arguments: list[str] | None = None) -> int:
     paths = sorted(p for p in options.folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not paths:
         parser.error(f"no notebook below {options.folder}")
+    if options.to.is_dir() or not options.to.absolute().parent.is_dir():
+        parser.error(f"cannot write the table to {options.to}")
     os.environ.update(OMP_NUM_THREADS="1", COURSE_CLAIMS="report")
     known, rows = {chapter.name: chapter for chapter in syllabus.chapters(BOOK)}, []
     for number, path in enumerate(paths, start=1):
-        name = path.relative_to(options.folder).as_posix()
+        name = os.fsencode(path.relative_to(options.folder).as_posix()).decode(errors="replace")
         print(f"[{number}/{len(paths)}] {name}", flush=True)
-        new = [{**row, "file": name} for row in mark(path, known)]
+        try:
+            new = mark(path, known)
+        except Exception as error:                          # one notebook must not end the marking of all
+            new = [no_mark(f"could not be marked: {type(error).__name__}: {error}")]
+        new = [{**row, "file": name} for row in new]
         rows += new
         print("  " + ", ".join(f"{r['exercise']}: {r['result']}" if r["exercise"] else r["message"] for r in new), flush=True)
         text = io.StringIO()

@@ -3,21 +3,26 @@
 document.addEventListener("DOMContentLoaded", () => {
   const section = document.getElementById("questions");
   if (!section) return;
-  const questions = [];                                       // each: the answers (details) that follow its paragraph
-  for (const element of section.querySelectorAll("p, details")) {
-    if (element.matches("p") && element.textContent.startsWith("Question ")) questions.push([]);
-    else if (element.matches("details") && questions.length) questions.at(-1).push(element);
+  const questions = [];                                       // each: its paragraph and the answers (details) that follow it
+  for (const element of section.querySelectorAll(":scope > p, :scope > details")) {
+    if (element.matches("p") && element.textContent.startsWith("Question ")) questions.push({ text: element, answers: [] });
+    else if (element.matches("details") && questions.length) questions.at(-1).answers.push(element);
   }
   const first = new Map();                                    // question: whether its first try was right
   const score = document.createElement("p");
   score.setAttribute("role", "status");                       // read aloud when it changes
   section.append(score);
-  questions.forEach((answers, question) => answers.forEach((answer) => answer.addEventListener("toggle", () => {
-    if (!answer.open) return;
-    const right = answer.querySelector("strong")?.textContent.startsWith("Right");
-    answer.classList.add(right ? "right-answer" : "wrong-answer");
-    if (!first.has(question)) first.set(question, right);
-    const points = [...first.values()].filter(Boolean).length;
-    score.textContent = `Right at the first try: ${points} of ${first.size} tried, ${questions.length} in all.`;
-  })));
+  questions.forEach(({ text, answers }, number) => answers.forEach((answer) => {
+    const summary = answer.querySelector("summary");
+    text.id ||= `question-${number + 1}`;
+    summary.setAttribute("aria-describedby", text.id);        // whoever comes by Tab hears the question, too
+    summary.addEventListener("click", () => {                 // Enter and Space click; a search in the page, which unfolds, does not
+      if (answer.open) return;
+      const right = answer.querySelector("p > strong")?.textContent.startsWith("Right");
+      answer.classList.add(right ? "right-answer" : "wrong-answer");
+      if (!first.has(number)) first.set(number, right);
+      const points = [...first.values()].filter(Boolean).length;
+      score.textContent = `${right ? "Right." : "No."} Right at the first try: ${points} of ${first.size} tried, ${questions.length} in all.`;
+    });
+  }));
 });
