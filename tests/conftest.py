@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # as in `make test`; before the first import of torch
 
-# No deadline: the first example pays for imports. Derandomized: a green run stays green.
-hypothesis.settings.register_profile("course", deadline=None, derandomize=True)
+# No deadline: the first example pays for imports, and a busy machine may stall. Derandomized: a green run stays green.
+hypothesis.settings.register_profile("course", deadline=None, derandomize=True,
+                                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
 # tools/faults.py needs to know that there is a counterexample, not the smallest one.
 hypothesis.settings.register_profile(
     "faults", hypothesis.settings.get_profile("course"), phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])

@@ -36,11 +36,17 @@ def running_still(pids) -> list[int]:
     return left
 
 
+def wait_for(condition, seconds: float = 60) -> bool:
+    """Wait until the condition holds; whether it did in time. Long enough for a busy machine, where it may fail all the same."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(holds)
+
+
 def wait_until_gone(pids, seconds: float = 15) -> list[int]:
     """Wait until all of them have ended; those that have not in time, which are then killed: a planted fault must leave nothing."""
-    deadline = time.monotonic() + seconds
-    while (left := running_still(pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for pid in left:
+    wait_for(lambda: not running_still(pids), seconds)
+    for pid in (left := running_still(pids)):
         os.kill(pid, signal.SIGKILL)
     return left

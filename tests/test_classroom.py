@@ -283,7 +283,7 @@ def handed_in(written, tmp_path_factory):
     tampered = next(cell for cell in notebook.cells if "def check_5(" in cell.source)
     tampered.source = "def check_5(answer):\n    print('correct')\ncheck_5(0)"
     notebook.cells = [cell for cell in notebook.cells if "def check_1(" not in cell.source]
-    notebook.cells.insert(1, nbformat.v4.new_code_cell("# what does def check_2(answer) want?"))
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("# what does def check_2(answer) want?\ndef check_2(answer):\n    pass"))
     notebook.cells.insert(6, nbformat.v4.new_code_cell("def check(*a, **k):\n    print('correct')"))
     (folder / "ada").mkdir()
     nbformat.write(notebook, folder / "ada" / "my work.ipynb")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from serving_helpers import wait_for
 from skips import extra
 
 from course_lib import energy, results, timing
@@ -86,7 +87,8 @@ def test_a_neighbour_works_only_when_it_is_told_to_and_ends_with_the_unit(study)
     def worked(cores):
         study.let_run(pids, cores)
         before = {core: ticks(pid)[0] for core, pid in pids}
-        time.sleep(0.5)
+        time.sleep(0.5)                     # and for longer, where others keep the core busy
+        wait_for(lambda: all(ticks(pid)[0] > before[core] + 2 for core, pid in pids if core in cores), seconds=20)
         return [core for core, pid in pids if ticks(pid)[0] > before[core] + 2]
 
     with study.neighbours() as pids:
@@ -95,7 +97,7 @@ def test_a_neighbour_works_only_when_it_is_told_to_and_ends_with_the_unit(study)
         assert all(os.sched_getaffinity(pid) == {core} for core, pid in pids)
         before = [ticks(pid)[0] for _, pid in pids]
         time.sleep(0.3)
-        assert [ticks(pid)[0] for _, pid in pids] == before, "it starts stopped"
+        assert all(ticks(pid)[0] <= b + 1 for (_, pid), b in zip(pids, before)), "it starts stopped"
         assert worked(cores[1:2]) == cores[1:2] and worked([]) == [] and worked(cores) == cores
     assert not any(Path(f"/proc/{pid}").exists() for _, pid in pids)
 
@@ -128,24 +130,25 @@ def test_a_process_run_gives_a_row_for_each_tool_and_neighbour(study, tools, tin
 
 
 def test_codecarbon_is_asked_in_both_modes_around_the_same_windows(study, tiny):
-    """The stand-in's joules are watts times the seconds of a clock: so are its ratios, and its joules an inference."""
+    """The stand-in's joules are watts times the seconds of its own clock, which starts just before ours and stops just after.
+
+    On a busy machine others may run in between, so it may say more than ours; never less.
+    """
     for place in (study.NONE, study.OTHER, study.EVERY):
         row = {r["tool"]: r for r in tiny if r.get("neighbour") == place}
         for mode, clock, watts in (("machine", "wall", 10), ("process", "CPU", 6)):
             said, timed = row[f"codecarbon, {mode}"], row[f"{clock} time, same windows"]
-            assert said["ratio"] == pytest.approx(timed["ratio"], rel=0.1) and said["control"] == pytest.approx(timed["control"], rel=0.1)
-            assert said["joules"] == pytest.approx(watts * timed["seconds"], rel=0.1) and said["ram_share"] == pytest.approx(0.4)
-        ours = row["CPU time"]
-        assert 0.3 < ours["ratio"] < 0.8 and 0 < ours["joules_low"] < ours["joules_high"]
-        assert ours["joules_low"] == pytest.approx(energy.SERVER_WATTS["any of these chips"].low * ours["seconds"], rel=0.5)
+            assert 0.999 < said["joules"] / (watts * timed["seconds"]) < 3 and said["ram_share"] == pytest.approx(0.4)
+            assert all(1 / 3 < said[which] / timed[which] < 3 for which in ("ratio", "control"))
+        ours, power = row["CPU time"], energy.SERVER_WATTS["any of these chips"]
+        assert 0 < ours["joules_low"] < 1.001 * power.low * ours["seconds"]             # by hand further below
+        assert ours["joules_high"] > 0.999 * power.high * ours["seconds"]
 
 
-def test_neighbours_on_every_core_take_wall_time_and_hardly_any_cpu_time(study, tiny):
-    def times(place):
-        return {r["tool"]: r["seconds"] for r in tiny if r.get("neighbour") == place and "same windows" in r["tool"]}
-    shared, alone = times(study.EVERY), times(study.NONE)
-    assert shared["wall time, same windows"] > 1.5 * shared["CPU time, same windows"]
-    assert shared["CPU time, same windows"] < 1.5 * alone["CPU time, same windows"]
+def test_neighbours_on_every_core_take_wall_time(study, tiny):
+    """A neighbour that works takes half of it or, on a busy machine, more: times 2. Without one it is times 1."""
+    shared = {r["tool"]: r["seconds"] for r in tiny if r.get("neighbour") == study.EVERY and "same windows" in r["tool"]}
+    assert shared["wall time, same windows"] > 1.2 * shared["CPU time, same windows"]
 
 
 # --- rows, by hand ---
@@ -262,6 +265,11 @@ def test_a_neighbour_on_every_core_doubles_the_estimate_and_not_the_cpu_time(stu
         return [beside[seed] / alone[seed] for seed in stored.seeds]
     assert all(1.7 < g < 2.2 for g in growth("codecarbon, process", "joules")) and min(growth("codecarbon, machine", "joules")) > 2.2
     assert all(0.9 < g < 1.2 for g in growth("CPU time", "seconds")) and min(growth("wall time", "seconds")) > 1.9
+    assert all(0.8 < g < 1.5 for g in growth("CPU time, same windows", "seconds"))
+    for place in (study.NONE, study.OTHER, study.EVERY):
+        cpu, wall = (stored.by_seed("seconds", tool=f"{what} time, same windows", neighbour=place) for what in ("CPU", "wall"))
+        assert all((wall[seed] > 1.5 * cpu[seed]) == (place == study.EVERY) for seed in stored.seeds)
+        assert all(0.3 < ratio < 0.8 for ratio in stored.by_seed("ratio", tool="CPU time", neighbour=place).values())
 
 
 def test_most_of_the_estimate_is_a_constant_for_the_memory(study, stored):

@@ -28,6 +28,7 @@ def flat(value):
     return Estimate(value, value, value)
 
 
+torch.manual_seed(0)        # the tests' own seed comes too late for this one
 LENET = models.lenet_300_100()
 SMALL = torch.tensor([[0.0, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]])
 

@@ -1,14 +1,16 @@
 """The script for a graphics card runs against a stand-in for NVML, and refuses politely where there is no card."""
+import functools
 import importlib.util
-import time
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import energy
-from fake_counters import FakeNvml
+from course_lib import energy, timing
+from fake_counters import Clock, FakeNvml
 
 PATH = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu_energy.py"
 
@@ -21,20 +23,45 @@ def script():
     return module
 
 
+SECONDS = {"dense": 0.02, "half the channels": 0.01, "bfloat16": 0.016}
+
+
 class Card(FakeNvml):
-    """A card that draws 50 W, and 200 W more for each second that this process has worked."""
+    """A card that draws 50 W, and 200 W more while it works. Its clock moves only while it works, or we sleep."""
 
     def __init__(self):
-        super().__init__([lambda: int(1000 * (50 * time.perf_counter() + 200 * time.process_time()))])
+        self.clock, self.worked = Clock(), 0.0
+        super().__init__([lambda: round(1000 * (50 * self.clock() + 200 * self.worked))])
+
+    def working(self, function, seconds):
+        def run():
+            self.clock.sleep(seconds)
+            self.worked += seconds
+            return function()
+        return run
 
 
-def test_the_script_prints_joules_and_ratios_gross_and_net(script, capsys):
-    script.main(["--batch", "2", "--seconds", "0.1", "--blocks", "3"], counter=energy.Nvml(nvml=Card()), device="cpu", small=True)
+@pytest.fixture
+def card(script, monkeypatch):
+    """A card whose seconds for a call are known, in the place of the real clock."""
+    card, runners = Card(), script.runners
+    monkeypatch.setattr(script, "runners", lambda *args, **kwargs: {
+        name: card.working(run, SECONDS[name]) for name, run in runners(*args, **kwargs).items()})
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=card.clock, process_time=card.clock))
+    monkeypatch.setattr(energy, "idle", functools.partial(energy.idle, sleep=card.clock.sleep, clock=card.clock))
+    return card
+
+
+def test_the_script_prints_joules_and_ratios_gross_and_net(script, card, capsys):
+    """250 W, or 200 W net of idle power, times the seconds of a call, over two images."""
+    script.main(["--batch", "2", "--seconds", "0.1", "--blocks", "3"], counter=energy.Nvml(nvml=card), device="cpu", small=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("idle: ") and 30 < float(lines[0].split()[1]) < 90
-    for name in ("dense", "half the channels", "bfloat16"):
+    assert lines[0].startswith("idle: ") and float(lines[0].split()[1]) == pytest.approx(50, rel=0.01)
+    for name, seconds in SECONDS.items():
         own = [line for line in lines if line.startswith(f"{name}: ")]
         assert len(own) == 2 and "gross" in own[0] and "net of idle power" in own[1]
+        joules = [float(re.match(rf"{name}: ([\d.]+) J ", line)[1]) for line in own]
+        assert joules == pytest.approx([125 * seconds, 100 * seconds], rel=0.02)
         assert all("measured: NVML energy counter" in line and "Fake V100" in line and "short windows" in line for line in own)
     assert sum("ratio to the first" in line for line in lines) == 6 and sum("against itself" in line for line in lines) == 2
 

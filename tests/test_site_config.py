@@ -130,8 +130,14 @@ def test_the_front_pages_link_every_chapter_and_nothing_that_is_missing(page):
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
     inside = [(path.parent / link).resolve() for link in links if "://" not in link]
     assert not [p for p in inside if not p.exists()]
-    chapters = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"][0]["chapters"]
-    assert {ROOT / f"{chapter['file']}.ipynb" for chapter in chapters} <= set(inside)
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    parts = [part for part in parts if part["caption"].startswith("Chapter ")]
+    # Every chapter has its name at its first notebook, and nowhere else.
+    rows = re.findall(r"(?m)^\| ((?:\d [^|]*)?) ?\| \[[^\]]+\]\((?:book/)?(0\d_\w+)\.ipynb\) \|", path.read_text(encoding="utf-8"))
+    assert [f"book/{stem}" for _, stem in rows] == [chapter["file"] for part in parts for chapter in part["chapters"]]
+    named = [name for name, _ in rows if name]
+    assert [f"Chapter {name[0]}: {name[2:].lower()}".strip() for name in named] == [part["caption"] for part in parts]
+    assert [stem for name, stem in rows if name] == [Path(part["chapters"][0]["file"]).name for part in parts]
 
 
 # --- the bibliography and the cited figures ---

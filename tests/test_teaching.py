@@ -3,8 +3,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from course_lib import syllabus
+from helpers import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -103,3 +105,36 @@ def test_every_chapter_has_its_common_mistakes_and_each_belongs_to_an_exercise_o
     exercises = {e.number for e in CHAPTERS[name].exercises}
     assert all(int(n) in exercises if kind == "Exercise" else 1 <= int(n) <= CHAPTERS[name].questions for kind, n in found)
     assert sum(kind == "Exercise" for kind, _ in found) >= 2
+
+
+def blocks(page: str, heading: str) -> list[str]:
+    """The blocks of code below a heading."""
+    part = (BOOK / page).read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
+    return re.findall(r"(?s)```(?:python)?\n(.*?)```", re.split(r"(?m)^#+ ", part)[0])
+
+
+def test_a_readers_own_models_go_on_the_ruler_as_the_page_says(capsys):
+    """Two networks that this course has never seen, on colour images of another size."""
+    class Own(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.features, self.head = torch.nn.Conv2d(3, width, 3, stride=2), torch.nn.Linear(width, 4)
+
+        def forward(self, x):
+            return self.head(self.features(x).relu().mean((2, 3)))
+
+    code, = blocks("paths.md", "### Your own model on the ruler")
+    exec(code, {"model": Own(16), "smaller": Own(4), "images": torch.rand(70, 3, 12, 12), "labels": torch.arange(70) % 4})
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("mine", "smaller", "accuracy, %", "MACs", "energy modelled", "bytes ≤ 100.0 kB", "lost ≤ 1.0 points"))
+
+
+def test_on_colab_a_notebook_finds_package_tables_and_results_beside_itself(tool, tmp_path):
+    """The last lines of the cell that the page gives, in the unpacked folder; the first ones talk to Colab."""
+    cell, = blocks("teaching.md", "### Colab")
+    tool("classroom").write("student", tmp_path / "student")
+    code = "\n".join(line for line in cell.splitlines() if not line.startswith(("!", "%")))
+    assert "!unzip -q -n student.zip\n%cd /content/student/book\n" in cell
+    code += "\nimport course_lib\nfrom course_lib import devices, results\nprint(course_lib.__file__, len(devices.load()), len(results.load('pruning_criteria').rows))"
+    said = run_python(f"import os\nos.chdir({str(tmp_path / 'student' / 'book')!r})\n{code}")
+    assert str(tmp_path / "student") in said and int(said.split()[-1]) > 0
