@@ -64,6 +64,8 @@ EXERCISES = [
       lambda source, branches: peak(source, branches, waits=lambda i, n: True),                 # and here it never goes
       lambda source, branches: peak(source, branches, reads=False),                             # only what is written counts
       lambda source, branches: peak(source, branches, orders=lambda b: [sorted(b, key=max, reverse=True)]),
+      lambda source, branches: peak(source, branches, orders=lambda b: [sorted(b, key=lambda s: s[-1] - max(map(sum, zip(s, s[1:])), default=0))]),
+      lambda source, branches: max(peak(source, branches), 2 * sum(sizes[-1] for sizes in branches)),     # and joined, in a room of its own
       lambda source, branches: source + sum(map(sum, branches)), peak_that_empties_its_input, 510]),
     ("06_budgets", "check_2", [lambda joules, watts, share: share / (1 - share) * watts / joules,
                                lambda joules, watts, share: watts / joules / (1 / share - 1)],

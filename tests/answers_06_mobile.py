@@ -90,6 +90,9 @@ EXERCISES = [
       lambda calls: max(1, files(calls)), lambda calls: {c["network"] for c in calls}, files_in_place, 2]),
     ("06_mobile", "check_6", [same, by_loop],
      [lambda *a: same(*a, scale=lambda wanted: np.abs(wanted)),                         # a bound of its own for each logit
+      lambda *a: same(*a, scale=lambda wanted: np.abs(wanted).max(axis=1, keepdims=True)),        # for each image, for each class
+      lambda *a: same(*a, scale=lambda wanted: np.abs(wanted).max(axis=0)), lambda wanted, got, t: (same(got, wanted, t)[0], same(wanted, got, t)[1]),
+      lambda *a: same(*a, scale=lambda wanted: max(np.abs(wanted).max(), np.nanmax(np.abs(a[1])))),
       lambda *a: same(*a, scale=lambda wanted: 1.0), lambda *a: same(*a, scale=lambda wanted: wanted.max()),        # no magnitude
       lambda *a: same(*a, distance=lambda wanted, got: wanted - got), lambda *a: same(*a, all_of=np.mean),
       lambda *a: same(*a, distance=lambda wanted, got: np.nan_to_num(np.abs(wanted - got))),                        # a nan is no difference
