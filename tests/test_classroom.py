@@ -113,6 +113,22 @@ def test_the_teachers_solutions_pass_every_checker(written, chapter):
     assert passed == {exercise.checker for exercise in chapter.exercises}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_solution_shows_how_and_does_not_ask_the_checker(name):
+    """Whoever unfolds a solution wants to see the steps: it uses no function that only a checker defines."""
+    found = cells(BOOK / f"{name}.ipynb")
+    functions = {"checker": set(), "other": set()}
+    for cell, tags in found:
+        if cell.cell_type == "code":
+            kind = "checker" if "checker" in tags else "other"
+            functions[kind] |= {node.name for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)}
+    hidden = {name for name in functions["checker"] - functions["other"] if not name.startswith("check_")}
+    for cell, tags in found:
+        if "solution" in tags and cell.cell_type == "code":
+            used = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+            assert not used & hidden, f"{used & hidden}: {cell.source[:80]}"
+
+
 def test_the_folder_holds_what_the_notebooks_need_and_no_answers(written):
     for version in ("student", "teacher"):
         folder = written / version
