@@ -32,6 +32,11 @@ def tags(cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
+def printed(cell) -> str:
+    """What a cell printed; not the warnings, which go to stderr."""
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
 def student(notebook):
     """A copy of the notebook without its outputs and its solutions."""
     notebook = copy.deepcopy(notebook)

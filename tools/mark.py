@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nbformat
 from checkout import ROOT, write_atomically
-from classroom import tags
+from classroom import printed, tags
 from execute import run
 from nbclient.exceptions import CellTimeoutError
 
@@ -73,7 +73,7 @@ def verdict(cell, before) -> tuple[str, str]:
         if output.output_type == "error":
             kind = "wrong" if output.ename == "WrongAnswer" else "not run"
             return kind, output.evalue if kind == "wrong" else first_error(before) or f"{output.ename}: {output.evalue}"
-    said = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")       # warnings go to stderr
+    said = printed(cell)
     if said.endswith("correct\n"):                      # whatever the answer itself has printed before
         return "correct", ""
     return ("not attempted", "") if said.endswith("not attempted yet\n") else ("not run", "the checker said nothing")

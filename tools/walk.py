@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 from checkout import ROOT, copy_checkout
-from classroom import tags
+from classroom import printed, tags
 
 from course_lib import syllabus
 
@@ -88,7 +88,7 @@ class Walk:
 def said(path: Path, tag: str = "checker") -> list[str]:
     """What each cell with this tag that has to do with a checker printed, in a notebook that was run."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if tag in tags(cell) and cell.cell_type == "code"]
-    return ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in cells if "check_" in cell.source]
+    return [printed(cell) for cell in cells if "check_" in cell.source]
 
 
 def answered(path: Path, solutions: Path, target: Path) -> None:
